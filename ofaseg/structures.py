@@ -1,0 +1,46 @@
+"""What travels between data, model, criterion and evaluation.
+
+A **batch** (what every dataset's ``collater`` returns) is a dict:
+
+==================== =============================================================================================
+``id``               LongTensor (B,), row numbers
+``nsentences``       int B
+``ntokens``          int B; what fairseq counts for its words-per-second
+``net_input``        dict of keyword arguments of ``model.forward``
+``target``           LongTensor (B, H, W) of class ids, ``IGNORE_INDEX`` where there is no label; or absent
+``native_label_maps`` list of B LongTensor (H_i, W_i): labels at the photo's own size (evaluation), or absent
+``native_sizes``     list of B (H_i, W_i), the photo's own height and width
+==================== =============================================================================================
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Optional
+
+from torch import Tensor
+
+
+class DenseOutput(NamedTuple):
+    """What a segmentation model returns from ``forward``.
+
+    Attributes:
+        class_logits: (B, K, h, w) before softmax, on the patch grid.
+        features: (B, F, h, w) features of the image encoder, for feature propagation; None for image-free batches.
+    """
+
+    class_logits: Tensor
+    features: Optional[Tensor] = None
+
+
+@dataclass
+class SegmentationOutput:
+    """The segmentation of one image at its native size.
+
+    Attributes:
+        label_map: (H, W) long, class ids 0..K-1.
+        class_scores: (K, H, W) probabilities when asked for, else None.
+        segments: panoptic or instance segments (one dict each); empty for semantic output.
+    """
+
+    label_map: Tensor
+    class_scores: Optional[Tensor] = None
+    segments: list = field(default_factory=list)

@@ -1,0 +1,183 @@
+"""Class vocabularies: the ordered class names behind a label map, and everything said about them."""
+
+import colorsys
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+IGNORE_INDEX = -1
+"""The class id of a pixel that has no label, everywhere after a label map has been decoded."""
+
+
+class VocabularyError(ValueError):
+    """A class list is missing, empty, repeated, or disagrees with another one."""
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """`num_classes` RGB colours (0..255); neighbours in class order differ in hue and in lightness."""
+    golden_angle = 0.618033988749895
+    colours = []
+    for k in range(num_classes):
+        hue = (0.08 + k * golden_angle) % 1.0
+        lightness = (0.50, 0.36, 0.66)[k % 3]
+        rgb = colorsys.hls_to_rgb(hue, lightness, 0.75)
+        colours.append(tuple(round(255 * c) for c in rgb))
+    return tuple(colours)
+
+
+def parse_class_names(text: str) -> tuple[str, ...]:
+    """Class names from a file with one name per line, or from a comma-separated list.
+
+    An argument without a comma that names an existing file, or that ends in ``.txt``, is read as a file.
+
+    Raises:
+        VocabularyError: the file is missing or not UTF-8, the list is empty, or a name is empty or repeated.
+    """
+    path = Path(text)
+    is_file = "," not in text and "\n" not in text and (text.endswith(".txt") or path.is_file())
+    if is_file:
+        if not path.is_file():
+            raise VocabularyError(f"class list file not found: {text}")
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise VocabularyError(f"{text}: not a UTF-8 text file ({error.reason}); write one class name per line") from error
+        names = [line.strip() for line in lines if line.strip()]
+        where = text
+    else:
+        names = [name.strip() for name in text.split(",")]
+        where = "the class list"
+    check_class_names(names, where)
+    return tuple(names)
+
+
+def check_class_names(names, where: str) -> None:
+    """Raises VocabularyError unless `names` is a non-empty list of distinct, non-empty strings."""
+    if not names:
+        raise VocabularyError(f"{where} holds no class name; give one name per line, or a comma-separated list")
+    seen: dict[str, int] = {}
+    for k, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise VocabularyError(f"{where}: class {k} has an empty name; remove the extra comma or line")
+        if name in seen:
+            raise VocabularyError(f"{where}: class name {name!r} stands twice (classes {seen[name]} and {k}); merge or rename one")
+        seen[name] = k
+
+
+@dataclass(frozen=True)
+class ClassVocabulary:
+    """Ordered class names with what is known about each class.
+
+    Attributes:
+        names: K class names; position k is class id k.
+        thing: K booleans, True for countable classes; empty when unknown.
+        novel: K booleans, True for classes held out of training; empty when there is no base/novel split.
+        palette: K RGB triples, 0..255.
+        label_offset: a stored label map holds class id + `label_offset` (0 in our shards, 1 in IFSeg's TSV files).
+        ignore_label: the stored value of an unlabelled pixel (255, or 65535 in 16-bit maps, 0 in IFSeg's TSV files).
+        source: where the names come from, for people.
+    """
+
+    names: tuple[str, ...]
+    thing: tuple[bool, ...] = ()
+    novel: tuple[bool, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    label_offset: int = 0
+    ignore_label: Optional[int] = None
+    source: str = ""
+    extra: dict = field(default_factory=dict, compare=False)
+
+    def __post_init__(self):
+        check_class_names(list(self.names), self.source or "the class vocabulary")
+        if self.ignore_label is None:
+            object.__setattr__(self, "ignore_label", 255 if len(self.names) + self.label_offset <= 255 else 65535)
+        if not self.palette:
+            object.__setattr__(self, "palette", default_palette(len(self.names)))
+        for attribute in ("thing", "novel", "palette"):
+            values = getattr(self, attribute)
+            if values and len(values) != len(self.names):
+                raise VocabularyError(f"{self.source or 'vocabulary'}: {len(values)} entries in {attribute!r} for {len(self.names)} class names")
+        first, last = self.label_offset, self.label_offset + len(self.names) - 1
+        if first <= self.ignore_label <= last:
+            raise VocabularyError(
+                f"{self.source or 'vocabulary'}: the ignore label {self.ignore_label} is also the stored value of a class ({first}..{last})"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to_json(self) -> dict:
+        """A JSON-ready dict; `from_json` reads it back to an equal vocabulary."""
+        return {
+            "names": list(self.names),
+            "thing": [bool(t) for t in self.thing],
+            "novel": [bool(n) for n in self.novel],
+            "palette": [list(colour) for colour in self.palette],
+            "label_offset": self.label_offset,
+            "ignore_index": self.ignore_label,
+            "source": self.source,
+            **self.extra,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict, where: str = "vocabulary.json") -> "ClassVocabulary":
+        """Inverse of `to_json`; keys it does not know end up in `extra`.
+
+        Raises:
+            VocabularyError: `data` is no dict with a list of names, or its lists have different lengths.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("names"), list):
+            raise VocabularyError(f"{where}: needs a JSON object with a list 'names' of class names")
+        known = {"names", "thing", "novel", "palette", "label_offset", "ignore_index", "source"}
+        return cls(
+            names=tuple(data["names"]),
+            thing=tuple(data.get("thing", ())),
+            novel=tuple(data.get("novel", ())),
+            palette=tuple(tuple(colour) for colour in data.get("palette", ())),
+            label_offset=int(data.get("label_offset", 0)),
+            ignore_label=data.get("ignore_index"),
+            source=data.get("source", "") or where,
+            extra={key: value for key, value in data.items() if key not in known},
+        )
+
+    @classmethod
+    def load(cls, path) -> "ClassVocabulary":
+        """Reads a `vocabulary.json`. Raises VocabularyError when it is missing or malformed."""
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise VocabularyError(f"{path}: not found; give --class-names, or write the shards with data_prep/prepare.py") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise VocabularyError(f"{path}: not valid JSON ({error})") from error
+        return cls.from_json(data, str(path))
+
+
+def resolve_vocabulary(class_names: str, shard_vocabulary: Optional[ClassVocabulary], rename_classes: bool = False) -> ClassVocabulary:
+    """The vocabulary to use, given `--class-names` text (may be empty) and the one beside the shards (may be None).
+
+    With `rename_classes` the given names replace the shards' names one by one (same classes, other words); otherwise
+    two different lists are an error, never a silent choice.
+
+    Raises:
+        VocabularyError: neither is given, or the two disagree.
+    """
+    if not class_names:
+        if shard_vocabulary is None:
+            raise VocabularyError("no class names: give --class-names (a file or a comma-separated list), or put vocabulary.json beside the shards")
+        return shard_vocabulary
+    names = parse_class_names(class_names)
+    if shard_vocabulary is None:
+        return ClassVocabulary(names=names, source="--class-names")
+    theirs = shard_vocabulary.names
+    if len(names) != len(theirs):
+        raise VocabularyError(f"--class-names has {len(names)} classes, {shard_vocabulary.source} has {len(theirs)}; remove one of the two")
+    if names != theirs and not rename_classes:
+        k = next(k for k in range(len(names)) if names[k] != theirs[k])
+        raise VocabularyError(
+            f"--class-names and {shard_vocabulary.source} disagree, first at class {k}: {names[k]!r} against {theirs[k]!r}; "
+            "drop --class-names, or add --rename-classes if the same classes are meant in other words"
+        )
+    data = shard_vocabulary.to_json() | {"names": list(names)}
+    return ClassVocabulary.from_json(data, shard_vocabulary.source)
