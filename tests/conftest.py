@@ -1,0 +1,49 @@
+"""Shared fixtures: where golden files and the real-data pack lie, and seeds."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden-dir", default=str(ROOT / "tests" / "golden"), help="folder whose golden .npz files are checked")
+
+
+def data_pack() -> Path | None:
+    """The real-data pack: $OFASEG_DATA, or shared/data beside or inside the checkout; None when there is none."""
+    candidates = [Path(os.environ["OFASEG_DATA"])] if os.environ.get("OFASEG_DATA") else []
+    candidates += [ROOT.parent / "shared" / "data", ROOT / "shared" / "data"]
+    return next((path for path in candidates if (path / "camvid").is_dir()), None)
+
+
+def pytest_generate_tests(metafunc):
+    """`golden_file` parameters: every file of the kind named by the module's GOLDEN_KIND in --golden-dir."""
+    if "golden_file" in metafunc.fixturenames:
+        folder = Path(metafunc.config.getoption("--golden-dir"))
+        files = sorted(folder.glob(f"{metafunc.module.GOLDEN_KIND}_*.npz"))
+        metafunc.parametrize("golden_file", files, ids=[file.stem for file in files], scope="module")
+
+
+@pytest.fixture(scope="session")
+def golden_dir(request) -> Path:
+    return Path(request.config.getoption("--golden-dir"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    pack = data_pack()
+    if pack is None:
+        pytest.skip("the real-data pack is absent: set OFASEG_DATA to its folder")
+    return pack
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    import numpy as np
+    import torch
+
+    np.random.seed(0)
+    torch.manual_seed(0)
