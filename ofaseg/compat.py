@@ -1,0 +1,352 @@
+"""Patches that let fairseq 0.12.3 train on current torch, and on machines without a GPU.
+
+``apply()`` is the first thing ``import ofaseg`` does. Each patch has an id, is put in place only where its own test says
+that the installed fairseq and torch need it, and can be switched off: ``OFASEG_NO_COMPAT=1`` switches all off,
+``OFASEG_NO_COMPAT=P1b,P4`` only those.
+
+===== ============================================================ ====================================================
+id    what is replaced                                             what fails without
+===== ============================================================ ====================================================
+P5    ``warnings`` filters                                         a page of warnings about fairseq's own code
+P1a   safe globals of ``torch.load``                               resuming checkpoints with a Namespace or numpy scalars
+P1b   ``fairseq.distributed.utils._broadcast_object_slow``         resuming on more than one process
+P2a   ``fairseq.distributed.utils.infer_init_method``              torchrun without a GPU (divides by the GPU count)
+P2b   ``fairseq.distributed.utils.call_main``                      ``--distributed-world-size 2`` without a GPU
+P2c   ``DistributedDataParallel`` as fairseq uses it               DDP of a model on the CPU (``device_ids`` given)
+P2d   ``fairseq.distributed.utils.all_gather_list``                metrics that cannot be summed, without a GPU
+P3    ``fairseq.options.parse_args_and_arch``                      ``--bf16`` (turns the TPU mode on)
+P4    ``fairseq.models.ema.ema.EMA.__init__``                      ``--store-ema`` with integer buffers (BatchNorm)
+P6    ``fairseq.trainer.Trainer.get_train_iterator``               schedules that need the number of updates per epoch
+===== ============================================================ ====================================================
+
+Files are always read with ``weights_only=True``. P1b alone unpickles freely: its bytes come from rank 0 of the same job
+over the process group, never from a file.
+"""
+
+import functools
+import io
+import logging
+import os
+import pickle
+import socket
+import warnings
+from argparse import Namespace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+SWITCH = "OFASEG_NO_COMPAT"
+PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__))
+LAUNCHER_KEYS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
+
+# message patterns of warnings about code that is not ours and that no user of the toolkit can act on
+QUIET = (
+    (r"hydra\.experimental", None),
+    (r"\s*The version_base parameter is not specified", None),
+    (r"\s*In '.*': Usage of deprecated keyword in package header", None),
+    (r"\s*'.*' is validated against ConfigStore schema with the same name", None),
+    (r"\s*The strict flag in the compose API", None),
+    (r"`torch\.jit\.script` is deprecated", None),
+    (r"`torch\.cuda\.amp\.", FutureWarning),
+    (r"'pin_memory' argument is set as true but no accelerator is found", None),
+)
+
+_in_place: list = []  # ids of the patches that were put in place
+
+
+# ---------------------------------------------------------------------------------------------------- P5, P1a: torch
+
+
+def _quiet_warnings() -> bool:
+    for message, category in QUIET:
+        warnings.filterwarnings("ignore", message=message, category=category or Warning)
+    return True
+
+
+def _allow_plain_objects() -> bool:
+    """Old fairseq checkpoints hold an ``argparse.Namespace``, and the saved meters may hold numpy scalars."""
+    if not hasattr(torch.serialization, "add_safe_globals"):
+        return False
+    scalar, reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct
+    dtypes = [kind for name, kind in vars(np.dtypes).items() if isinstance(kind, type) and name.endswith("DType")]
+    # the second names are the ones that numpy 1 wrote
+    renamed = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
+    torch.serialization.add_safe_globals([Namespace, np.dtype, np.ndarray, scalar, reconstruct, *renamed, *dtypes])
+    return True
+
+
+# -------------------------------------------------------------------------------------------------- P1b: broadcasts
+
+
+def _load_refuses_objects() -> bool:
+    buffer = io.BytesIO()
+    torch.save(QuietProbe(), buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer)
+    except pickle.UnpicklingError:
+        return True
+    return False
+
+
+class QuietProbe:
+    """An object that a restricted ``torch.load`` does not know."""
+
+
+def _broadcast_any_object() -> bool:
+    from fairseq.distributed import utils
+
+    if not _load_refuses_objects():
+        return False
+
+    def broadcast_object_slow(obj, src_rank, group, dist_device):
+        """Send ``obj`` from ``src_rank`` to every other rank of ``group`` as bytes: length first, then content."""
+        if utils.get_rank(group) == src_rank:
+            buffer = io.BytesIO()
+            torch.save(obj, buffer)
+            content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).to(dist_device)
+            utils.broadcast(torch.tensor([len(content)]).to(dist_device), src=src_rank, group=group)
+            utils.broadcast(content, src=src_rank, group=group)
+            return obj
+        length = torch.tensor([0]).to(dist_device)
+        utils.broadcast(length, src=src_rank, group=group)
+        content = torch.empty(int(length.item()), dtype=torch.uint8, device=dist_device)
+        utils.broadcast(content, src=src_rank, group=group)
+        # a configuration object is inside, and the sender is a process of this job: no restriction needed
+        return torch.load(io.BytesIO(content.cpu().numpy().tobytes()), map_location="cpu", weights_only=False)
+
+    utils._broadcast_object_slow = broadcast_object_slow
+    return True
+
+
+# ------------------------------------------------------------------------------------- P2: processes without a GPU
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.device_count() > 0
+
+
+def _infer_cpu_init(cfg) -> None:
+    """Fill in the distributed options of a CPU job: from the launcher's environment, or for children of this process.
+
+    SLURM's variables are not read: on a machine without a GPU they usually only say that the shell is part of a job.
+    """
+    world_size = int(os.environ["WORLD_SIZE"]) if all(key in os.environ for key in LAUNCHER_KEYS) else 1
+    if world_size > 1:
+        if cfg.distributed_world_size not in (1, world_size):
+            logger.warning("the launcher started %d processes: --distributed-world-size is ignored", world_size)
+        cfg.distributed_init_method = "env://"
+        cfg.distributed_world_size = world_size
+        cfg.distributed_rank = int(os.environ["RANK"])
+        cfg.device_id = int(os.environ.get("LOCAL_RANK", 0))
+        cfg.distributed_no_spawn = True
+    elif cfg.distributed_world_size > 1:
+        if cfg.distributed_port <= 0:
+            cfg.distributed_port = _free_port()
+        cfg.distributed_init_method = f"tcp://localhost:{cfg.distributed_port}"
+        cfg.distributed_num_procs = cfg.distributed_world_size
+    else:
+        return
+    cfg.distributed_backend = "gloo"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _infer_without_gpu() -> bool:
+    from fairseq.distributed import utils
+
+    original = utils.infer_init_method
+
+    @functools.wraps(original)
+    def infer_init_method(cfg, force_distributed=False):
+        if _has_gpu() or cfg.tpu or cfg.pipeline_model_parallel or cfg.distributed_init_method is not None:
+            return original(cfg, force_distributed)
+        return _infer_cpu_init(cfg)
+
+    utils.infer_init_method = infer_init_method
+    return True
+
+
+def spawned_main(rank: int, main, cfg, kwargs: dict) -> None:
+    """What a spawned process runs: plug-in first, so that it is patched like its parent, then fairseq's own part."""
+    from fairseq.distributed import utils
+    from fairseq.utils import import_user_module
+
+    import_user_module(cfg.common)
+    utils.distributed_main(rank, main, cfg, kwargs)
+
+
+def _launch_without_gpu() -> bool:
+    from fairseq.distributed import utils
+
+    original = utils.call_main
+
+    @functools.wraps(original)
+    def call_main(cfg, main, **kwargs):
+        if cfg.common.user_dir is None:
+            cfg.common.user_dir = PACKAGE_DIR  # spawned processes import the plug-in through it
+        launch = cfg.distributed_training
+        if (_has_gpu() and not cfg.common.cpu) or cfg.common.tpu:
+            return original(cfg, main, **kwargs)
+        if launch.distributed_init_method is None:
+            utils.infer_init_method(launch) if not _has_gpu() else _infer_cpu_init(launch)
+        if launch.distributed_init_method is None or launch.distributed_no_spawn:
+            return original(cfg, main, **kwargs)
+        launch.distributed_backend = "gloo"
+        kwargs["start_rank"] = launch.distributed_rank
+        launch.distributed_rank = None  # each child takes start_rank + its own number
+        torch.multiprocessing.spawn(spawned_main, args=(main, cfg, kwargs), nprocs=launch.distributed_world_size, join=True)
+
+    utils.call_main = call_main
+    return True
+
+
+class AnyDeviceDataParallel(DistributedDataParallel):
+    """DistributedDataParallel that drops ``device_ids`` where the module is on the CPU, as torch demands."""
+
+    def __init__(self, module, device_ids=None, output_device=None, **kwargs):
+        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            device_ids = output_device = None
+        super().__init__(module, device_ids=device_ids, output_device=output_device, **kwargs)
+
+
+def _wrap_cpu_modules() -> bool:
+    from fairseq.models import distributed_fairseq_model
+
+    if distributed_fairseq_model.DistributedDataParallel is not DistributedDataParallel:
+        return False
+    distributed_fairseq_model.DistributedDataParallel = AnyDeviceDataParallel
+    return True
+
+
+def _gather_without_gpu() -> bool:
+    from fairseq.distributed import utils
+    from fairseq.utils import move_to_cpu
+
+    original = utils.all_gather_list
+
+    @functools.wraps(original)
+    def all_gather_list(data, group=None, max_size=16384):
+        group = utils.get_global_group() if group is None else group
+        if _has_gpu() and dist.get_backend(group) == "nccl":
+            return original(data, group, max_size)
+        gathered = [None] * utils.get_world_size(group)
+        dist.all_gather_object(gathered, move_to_cpu(data), group=group)
+        return gathered
+
+    utils.all_gather_list = all_gather_list
+    return True
+
+
+# --------------------------------------------------------------------------------------- P3, P4, P6: options, trainer
+
+
+def _parse_bf16() -> bool:
+    from fairseq import options
+    from fairseq.distributed import utils
+
+    if utils.xm is not None:  # torch_xla is installed: the TPU mode may be meant
+        return False
+    original = options.parse_args_and_arch
+
+    @functools.wraps(original)
+    def parse_args_and_arch(*args, **kwargs):
+        parsed = original(*args, **kwargs)
+        namespace = parsed[0] if isinstance(parsed, tuple) else parsed
+        if getattr(namespace, "bf16", False):
+            namespace.tpu = False
+        return parsed
+
+    options.parse_args_and_arch = parse_args_and_arch
+    return True
+
+
+def _ema_fails_on_integers(ema_class) -> bool:
+    config = Namespace(ema_decay=0.5, ema_seed_model=None, ema_fp32=False, ema_update_freq=1, ema_start_update=0)
+    module = torch.nn.Module()
+    module.register_buffer("count", torch.tensor(1))
+    try:
+        ema_class(module, config).step(module)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _copy_integer_buffers() -> bool:
+    from fairseq.models.ema.ema import EMA
+
+    if not _ema_fails_on_integers(EMA):
+        return False
+    original = EMA.__init__
+
+    @functools.wraps(original)
+    def init(self, model, config, device=None, skip_keys=None):
+        integers = {name for name, value in model.state_dict().items() if torch.is_tensor(value) and not value.is_floating_point()}
+        original(self, model, config, device=device, skip_keys=set(skip_keys or ()) | integers)
+
+    EMA.__init__ = init
+    return True
+
+
+def _announce_epoch_length() -> bool:
+    from fairseq.trainer import Trainer
+
+    original = Trainer.get_train_iterator
+
+    @functools.wraps(original)
+    def get_train_iterator(self, *args, **kwargs):
+        iterator = original(self, *args, **kwargs)
+        if hasattr(self.lr_scheduler, "set_batches_per_epoch"):
+            self.lr_scheduler.set_batches_per_epoch(len(iterator))
+        return iterator
+
+    Trainer.get_train_iterator = get_train_iterator
+    return True
+
+
+# P5 comes first: importing fairseq already warns
+PATCHES = {
+    "P5": _quiet_warnings,
+    "P1a": _allow_plain_objects,
+    "P1b": _broadcast_any_object,
+    "P2a": _infer_without_gpu,
+    "P2b": _launch_without_gpu,
+    "P2c": _wrap_cpu_modules,
+    "P2d": _gather_without_gpu,
+    "P3": _parse_bf16,
+    "P4": _copy_integer_buffers,
+    "P6": _announce_epoch_length,
+}
+
+
+def _switched_off() -> set:
+    value = os.environ.get(SWITCH, "").strip()
+    if value.lower() in ("", "0", "false"):
+        return set()
+    if value.lower() in ("1", "true", "all"):
+        return set(PATCHES)
+    chosen = {name.strip() for name in value.split(",") if name.strip()}
+    if chosen - set(PATCHES):
+        raise ValueError(f"{SWITCH}={value}: unknown patch {sorted(chosen - set(PATCHES))}; give 1 for all or some of {', '.join(PATCHES)}")
+    return chosen
+
+
+def apply() -> tuple:
+    """Put every needed patch in place, once per process; returns the ids of those in place.
+
+    Raises:
+        ValueError: the environment variable ``OFASEG_NO_COMPAT`` names a patch that does not exist.
+    """
+    off = _switched_off()
+    for name, patch in PATCHES.items():
+        if name not in off and name not in _in_place and patch():
+            _in_place.append(name)
+    return tuple(_in_place)
