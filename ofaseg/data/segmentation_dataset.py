@@ -1,0 +1,186 @@
+"""FairseqDatasets of dense segmentation: rows of shards, decoded, transformed and collated."""
+
+import logging
+from typing import Callable, Optional
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+
+from ofaseg.data import codec
+from ofaseg.data.shards import ShardError, ShardReader
+from ofaseg.data.transforms import to_tensors
+from ofaseg.vocabulary import ClassVocabulary
+
+logger = logging.getLogger(__name__)
+
+Transform = Callable[[dict, np.random.Generator], dict]
+
+
+class PlainBatches(FairseqDataset):
+    """Base of every dataset here: consecutive chunks of the ordered indices become batches, none is dropped.
+
+    fairseq's own batcher drops the last batch when its size is no multiple of `--required-batch-size-multiple`.
+    """
+
+    epoch = 1
+    # a new iterator per epoch, so that `set_epoch` reaches the workers it starts
+    can_reuse_epoch_itr_across_epochs = False
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def num_tokens(self, index: int) -> int:
+        return 1
+
+    def size(self, index: int) -> int:
+        return 1
+
+    def filter_indices_by_size(self, indices, max_sizes):
+        return indices, []
+
+    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
+        """Lists of at most `max_sentences` indices (1 when it is None); groups of `batch_groups` are never mixed."""
+        chunk = max_sentences or 1
+        batches = []
+        for group in self.batch_groups(np.asarray(indices), chunk):
+            batches += [group[start : start + chunk].tolist() for start in range(0, len(group), chunk)]
+        return batches
+
+    def batch_groups(self, indices: np.ndarray, chunk: int) -> list[np.ndarray]:
+        """Index groups whose samples may share a batch."""
+        return [indices]
+
+
+class BadRow:
+    """A row that could not be turned into a sample, and why."""
+
+    def __init__(self, index: int, error: Exception):
+        self.index, self.message = index, str(error)
+
+
+class SegmentationDataset(PlainBatches):
+    """Photos with label maps.
+
+    `dataset[i]` is row i of the reader after decoding and transforming; its random state is a pure function of
+    (seed, epoch, i). A row that cannot be decoded is logged and left out of its batch; the others go on. With
+    `strict` it raises instead.
+
+    Args:
+        reader: the shards.
+        vocabulary: how stored labels map to class ids.
+        transform: sample, random generator -> sample.
+        training: shuffle rows each epoch; otherwise keep their order and carry labels at native size.
+        batch_size_key: (height, width) of a photo -> its size after the transform; photos of equal key share a batch.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        vocabulary: ClassVocabulary,
+        transform: Transform,
+        training: bool,
+        seed: int = 1,
+        strict: bool = False,
+        batch_size_key: Optional[Callable[[int, int], tuple[int, int]]] = None,
+    ):
+        self.reader, self.vocabulary, self.transform = reader, vocabulary, transform
+        self.training, self.seed, self.strict, self.batch_size_key = training, seed, strict, batch_size_key
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def ordered_indices(self) -> np.ndarray:
+        if self.training:
+            return np.random.default_rng((self.seed, self.epoch)).permutation(len(self))
+        return np.arange(len(self))
+
+    def batch_groups(self, indices: np.ndarray, chunk: int) -> list[np.ndarray]:
+        if self.training or chunk == 1 or self.batch_size_key is None:
+            return [indices]
+        groups: dict[tuple, list[int]] = {}
+        for index in indices:
+            groups.setdefault(self._size_key(int(index)), []).append(int(index))
+        return [np.asarray(group) for group in groups.values()]
+
+    def _size_key(self, index: int) -> tuple[int, int]:
+        try:
+            return self.batch_size_key(*self.reader.image_size(index))
+        except (ShardError, codec.CodecError):
+            return (0, 0)  # decoding reports it
+
+    def __getitem__(self, index: int):
+        try:
+            return self.load(index)
+        except (ShardError, codec.CodecError) as error:
+            if self.strict:
+                raise
+            logger.warning("row %d is left out: %s", index, error)
+            return BadRow(index, error)
+
+    def load(self, index: int) -> dict:
+        """The sample of row `index`: image (3, H, W) uint8, label_map (H, W) long, native_size, native_label_map.
+
+        Raises:
+            ShardError, CodecError: the row is broken; the message names file, row and column.
+        """
+        row = self.reader.read(index, columns=("id", "image", "label_map"))
+        image, label_map = decode_pair(row, self.vocabulary, self.reader.location(index))
+        sample = {"image": image}
+        if label_map is not None:
+            sample["label_map"] = label_map
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        native_size = image.shape[:2]
+        out = to_tensors(self.transform(sample, rng))
+        out.update(id=index, native_size=native_size)
+        if not self.training and label_map is not None:
+            out["native_label_map"] = torch.from_numpy(label_map).long()
+        return out
+
+    def collater(self, samples: list) -> dict:
+        """Batch of `ofaseg.structures`; rows that failed are listed under `bad_rows`.
+
+        A training batch that lost all its rows takes the next readable one, so that every rank has a step to take.
+        """
+        bad = [sample for sample in samples if isinstance(sample, BadRow)]
+        good = [sample for sample in samples if not isinstance(sample, BadRow)]
+        if not good and bad and self.training:
+            good = [self._next_readable(bad)]
+        batch = {"id": torch.tensor([s["id"] for s in good], dtype=torch.long), "nsentences": len(good), "ntokens": len(good)}
+        batch["bad_rows"] = [b.message for b in bad]
+        batch["net_input"] = {}
+        if not good:
+            return batch
+        batch["net_input"]["image"] = torch.stack([s["image"] for s in good])
+        batch["native_sizes"] = [s["native_size"] for s in good]
+        if all("label_map" in s for s in good) and self.training:
+            batch["target"] = torch.stack([s["label_map"] for s in good])
+        if all("native_label_map" in s for s in good):
+            batch["native_label_maps"] = [s["native_label_map"] for s in good]
+        return batch
+
+    def _next_readable(self, bad: list[BadRow]) -> dict:
+        last = bad[-1].index
+        for step in range(1, len(self)):
+            sample = self[(last + step) % len(self)]
+            if not isinstance(sample, BadRow):
+                return sample
+        raise ShardError(f"no row of the training shards can be read; the first problem: {bad[0].message}")
+
+
+def decode_pair(row: dict, vocabulary: ClassVocabulary, where: str) -> tuple[np.ndarray, Optional[np.ndarray]]:
+    """Image (H, W, 3) uint8 and label map (H, W) int32 (None when the row has none) of a row.
+
+    Raises:
+        CodecError: either cannot be decoded, or their sizes differ.
+    """
+    image = codec.decode_image(row["image"], where=f"{where}, column image")
+    if not row.get("label_map"):
+        return image, None
+    label_map = codec.decode_label_map(row["label_map"], vocabulary, where=f"{where}, column label_map")
+    if label_map.shape != image.shape[:2]:
+        raise codec.CodecError(
+            f"{where}: the label map is {label_map.shape[0]}x{label_map.shape[1]} (height x width), the image "
+            f"{image.shape[0]}x{image.shape[1]}; they must have one size (check whether the EXIF rotation was applied to one of them)"
+        )
+    return image, label_map

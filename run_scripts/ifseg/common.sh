@@ -1,0 +1,19 @@
+# What the published IFSeg runs share (paper section 4.1): image-free, 2,000 updates of 16 mosaics. Sourced, never run.
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+ifseg_train() {  # ifseg_train DATA FLAG...
+  require BPE_DIR "the folder of OFA's encoder.json, vocab.bpe and dict.txt"
+  require CHECKPOINT "the official ofa_base.pt (or an IFSeg checkpoint)"
+  local batch=4 gpus=$(( NGPU > 0 ? NGPU : ${NPROC:-1} ))
+  train "$@" \
+    --task seq2seq_segmentation --arch "${ARCH:-segofa_base}" --criterion seg_token_cross_entropy \
+    --bpe-dir "$BPE_DIR" --finetune-from-model "$CHECKPOINT" \
+    --dropout 0.1 --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 \
+    --optimizer torch_adamw --adamw-betas 0.9,0.999 --adamw-weight-decay 0.1 --clip-norm 1.0 \
+    --lr 5e-5 --lr-scheduler cosine_warmup_ratio --warmup-ratio 0 \
+    --batch-size $batch --update-freq $(( 16 / (batch * gpus) > 0 ? 16 / (batch * gpus) : 1 )) \
+    --epoch-size 1600 --max-epoch 20 --autocast "${AUTOCAST:-bf16}" \
+    --batch-size-valid 1 --resnet-topk 3 --resnet-iters 25 --num-workers 2 \
+    --keep-best-checkpoints 1 --keep-last-epochs 1 \
+    --best-checkpoint-metric mIoU --maximize-best-checkpoint-metric --seed 1
+}

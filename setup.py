@@ -1,0 +1,45 @@
+"""Packaging: loose requirements here, exact versions in requirements/lock.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ofaseg",
+    version="0.1.0",
+    description="Open-vocabulary image segmentation as a fairseq plug-in: image-free, text-supervised and training-free methods",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["ofaseg*", "user_tasks*", "criterions*", "data_prep*"]),
+    package_data={
+        "ofaseg": ["config/*.yaml", "assets/*/*"],
+        "data_prep": ["class_names/*.txt"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "torchvision",
+        "fairseq-fixed==0.12.3.1",
+        "numpy",
+        "pillow",
+        "opencv-python>=4.8",
+        "pyarrow>=15",
+        "safetensors>=0.4",
+        "sentencepiece",
+        "timm>=1.0",
+        "datasets>=2.18",
+        "tqdm",
+        "regex",
+    ],
+    extras_require={
+        "mm": ["mmcv-lite==2.1.0", "mmengine==0.10.7", "mmsegmentation==1.2.2", "ftfy", "regex"],
+        "demo": ["matplotlib"],
+        "log": ["tensorboard", "wandb"],
+        "test": ["pytest", "ruff"],
+    },
+    entry_points={
+        "console_scripts": [
+            "ofaseg=ofaseg.cli:main",
+            "ofaseg-hydra-train=ofaseg.hydra_train:main",
+        ]
+    },
+)
