@@ -84,7 +84,7 @@ def _allow_plain_objects() -> bool:
 
 def _load_refuses_objects() -> bool:
     buffer = io.BytesIO()
-    torch.save(QuietProbe(), buffer)
+    torch.save(UnknownObject(), buffer)
     buffer.seek(0)
     try:
         torch.load(buffer)
@@ -93,7 +93,7 @@ def _load_refuses_objects() -> bool:
     return False
 
 
-class QuietProbe:
+class UnknownObject:
     """An object that a restricted ``torch.load`` does not know."""
 
 
@@ -297,6 +297,8 @@ def _copy_integer_buffers() -> bool:
 
 
 def _announce_epoch_length() -> bool:
+    from fairseq.data.iterators import StreamingEpochBatchIterator
+    from fairseq.optim.lr_scheduler import LR_SCHEDULER_REGISTRY
     from fairseq.trainer import Trainer
 
     original = Trainer.get_train_iterator
@@ -304,7 +306,9 @@ def _announce_epoch_length() -> bool:
     @functools.wraps(original)
     def get_train_iterator(self, *args, **kwargs):
         iterator = original(self, *args, **kwargs)
-        if hasattr(self.lr_scheduler, "set_batches_per_epoch"):
+        schedule = LR_SCHEDULER_REGISTRY.get(getattr(self.cfg.lr_scheduler, "_name", None))
+        # a stream has no length; asking any other schedule would build the optimizer before its time
+        if hasattr(schedule, "set_batches_per_epoch") and not isinstance(iterator, StreamingEpochBatchIterator):
             self.lr_scheduler.set_batches_per_epoch(len(iterator))
         return iterator
 

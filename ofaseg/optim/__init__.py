@@ -1,0 +1,3 @@
+"""Optimizers and learning-rate schedules, registered with fairseq on import."""
+
+from ofaseg.optim import adamw, cosine_warmup  # noqa: F401
