@@ -1,0 +1,105 @@
+"""The files of a data folder: which shards belong to a split, and what vocabulary.json says about them."""
+
+import difflib
+import glob
+import json
+import os
+import re
+from pathlib import Path
+from typing import List, Optional, Union
+
+from ofaseg.data.rows import ShardError
+from ofaseg.vocabulary import VocabularyError
+
+_EXTENSIONS = (".tsv", ".parquet")
+_SHARD_NAME = re.compile(r"^(?P<split>.+?)(?:-(?P<number>\d{5,})-of-(?P<count>\d{5,}))?\.(?P<format>tsv|parquet)$")
+OTHER_NAME = {"valid": "val", "val": "valid"}
+"""Two names of one split; either stands in for the other."""
+
+
+def shard_name(split: str, number: int, count: int, format: str) -> str:
+    """File name of shard `number` (from 0) of `count`."""
+    return f"{split}-{number:05d}-of-{count:05d}.{format}"
+
+
+def read_description(root) -> Optional[dict]:
+    """The content of `vocabulary.json` in `root`, None when there is none. Raises VocabularyError when it is malformed."""
+    path = Path(root) / "vocabulary.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VocabularyError(f"{path}: not valid JSON ({error}); write the shards again") from error
+    if not isinstance(data, dict):
+        raise VocabularyError(f"{path}: needs a JSON object; write the shards again")
+    return data
+
+
+def list_splits(root) -> dict[str, list[str]]:
+    """Split name -> its shard files in `root` in row order, of all formats found."""
+    splits: dict[str, list[str]] = {}
+    for entry in sorted(os.listdir(root)):
+        match = _SHARD_NAME.match(entry)
+        if match and not entry.startswith("."):
+            splits.setdefault(match["split"], []).append(str(Path(root) / entry))
+    return splits
+
+
+def find_split(root, split: str) -> list[str]:
+    """The shard files of `split` in folder `root`, in row order; "valid" and "val" stand in for each other.
+
+    Raises:
+        ShardError: no such folder or split (the message lists those there), shards missing, two sets of shards.
+    """
+    if not os.path.isdir(root):
+        raise ShardError.at(root, f"no such folder{_near(root)}; give the folder that data_prep/prepare.py wrote")
+    splits = list_splits(root)
+    paths = splits.get(split) or splits.get(OTHER_NAME.get(split, ""))
+    if not paths:
+        there = f"it has {', '.join(splits)}" if splits else "it has no .tsv or .parquet file"
+        raise ShardError.at(root, f"no shards of split {split!r}; {there}. Write them with data_prep/prepare.py, or name another split")
+    matches = [_SHARD_NAME.match(Path(path).name) for path in paths]
+    kinds = {(match["format"], match["count"]) for match in matches}
+    if len(kinds) > 1:
+        names = ", ".join(Path(path).name for path in paths[:6])
+        raise ShardError.at(root, f"more than one set of shards of split {split!r} ({names}); remove all but one")
+    count = matches[0]["count"]
+    missing = sorted(set(range(int(count or 1))) - {int(match["number"] or 0) for match in matches})
+    if missing:
+        problem = f"{len(missing)} of {int(count)} shards of split {split!r} are missing, the first is number {missing[0]:05d}"
+        raise ShardError.at(root, f"{problem}; copy the folder again")
+    return paths
+
+
+def _near(path) -> str:
+    """ " (did you mean ...?)" with names close to a missing path, or what its folder holds."""
+    path = Path(path)
+    try:
+        names = sorted(os.listdir(path.parent))
+    except OSError:
+        return f" (nor the folder {path.parent})"
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    if close:
+        return f" (did you mean {' or '.join(close)}?)"
+    shards = [name for name in names if name.endswith(_EXTENSIONS)]
+    return f" (there is {', '.join(shards[:5])})" if shards else ""
+
+
+def expand_paths(paths: Union[str, List[str]]) -> list[str]:
+    """Existing files behind paths, comma-separated paths and globs, in the order given (a glob's matches sorted)."""
+    if isinstance(paths, str | os.PathLike):
+        text = os.fspath(paths)
+        paths = [text] if os.path.exists(text) else [part.strip() for part in text.split(",") if part.strip()]
+    result = []
+    for path in map(os.fspath, paths):
+        if os.path.isdir(path):
+            raise ShardError.at(path, "a folder, not a file; give a file, a glob such as 'train-*.tsv', or use ShardReader.for_split")
+        found = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+        found = [name for name in found if name.endswith(_EXTENSIONS) or name == path]
+        if not found:
+            raise ShardError.at(path, f"no such file{_near(path)}; check the path")
+        result += found
+    if not result:
+        raise ShardError("no shard files given; name at least one .tsv or .parquet file")
+    return result

@@ -1,0 +1,163 @@
+"""Sample dict -> sample dict: resizing, cropping, flipping, colour changes, as the official IFSeg pipeline does them.
+
+A sample holds "image", (H, W, 3) uint8 RGB, and maybe "label_map", (H, W) int32 class ids with `IGNORE_INDEX`; other keys
+pass through. Functions return a new dict and leave the arrays of their input alone. Random ones draw from the generator
+they are given, in the order of mmsegmentation's transforms (0.28 and 1.2: same numbers in, same pixels out).
+"""
+
+import cv2
+import numpy as np
+import torch
+
+from ofaseg.vocabulary import IGNORE_INDEX
+
+PADDING_COLOUR = 128
+"""Grey: next to zero after normalisation with mean and standard deviation 0.5."""
+_CROP_ATTEMPTS = 10
+
+
+def resize(sample: dict, height: int, width: int) -> dict:
+    """To (height, width): image bilinear without antialiasing, label map nearest (source index floor(i * in / out))."""
+    if sample["image"].shape[:2] == (height, width):
+        return dict(sample)
+    result = sample | {"image": cv2.resize(sample["image"], (width, height), interpolation=cv2.INTER_LINEAR)}
+    if "label_map" in sample:
+        result["label_map"] = cv2.resize(sample["label_map"], (width, height), interpolation=cv2.INTER_NEAREST)
+    return result
+
+
+def resized_shape(height: int, width: int, short: float, long: float) -> tuple[int, int]:
+    """(height, width) scaled, aspect kept, to the largest size with short side <= `short` and long side <= `long`."""
+    factor = min(long / max(height, width), short / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def resize_short_side(sample: dict, short: int = 512, long: int = 2048) -> dict:
+    """Scales, aspect kept, until the short side is `short` or the long side is `long`, whichever comes first."""
+    return resize(sample, *resized_shape(*sample["image"].shape[:2], short, long))
+
+
+def random_resize(
+    sample: dict, rng: np.random.Generator, short: int = 512, long: int = 2048, low: float = 0.5, high: float = 2.0, min_short: int = 512
+) -> dict:
+    """Scales, aspect kept, to (`short`, `long`) times a ratio drawn from `low`..`high`; the short side never under `min_short`.
+
+    With `min_short` 0 the scaled pair bounds both sides, as in `resize_short_side`; otherwise only the short side counts.
+    """
+    ratio = rng.random() * (high - low) + low
+    scaled_long, scaled_short = int(long * ratio), int(short * ratio)
+    height, width = sample["image"].shape[:2]
+    if min_short:
+        short_side = max(min_short, min(scaled_long, scaled_short))
+        long_side = short_side * max(height, width) / min(height, width)
+        return resize(sample, *resized_shape(height, width, short_side, long_side))
+    return resize(sample, *resized_shape(height, width, min(scaled_long, scaled_short), max(scaled_long, scaled_short)))
+
+
+def pad(sample: dict, height: int, width: int) -> dict:
+    """Extends the right and lower border to at least (height, width): grey pixels without a label."""
+    image = sample["image"]
+    bottom, right = max(0, height - image.shape[0]), max(0, width - image.shape[1])
+    if not bottom and not right:
+        return dict(sample)
+    result = sample | {"image": np.pad(image, ((0, bottom), (0, right), (0, 0)), constant_values=PADDING_COLOUR)}
+    if "label_map" in sample:
+        result["label_map"] = np.pad(sample["label_map"], ((0, bottom), (0, right)), constant_values=IGNORE_INDEX)
+    return result
+
+
+def random_crop(
+    sample: dict, rng: np.random.Generator, height: int, width: int, max_share: float = 0.75, count_ignored: bool = True
+) -> dict:
+    """Cuts (height, width) at a random place, padding what is smaller.
+
+    While the crop holds a single label, or one label covers `max_share` of it or more, another place is drawn, at most ten
+    times; 1.0 takes the first. `count_ignored`: pixels without a label count as one more label, as in the official pipeline.
+    """
+    sample = pad(sample, height, width)
+    top, left = _crop_place(sample, rng, height, width)
+    if max_share < 1.0 and "label_map" in sample:
+        for _ in range(_CROP_ATTEMPTS):
+            if _is_varied(sample["label_map"][top : top + height, left : left + width], max_share, count_ignored):
+                break
+            top, left = _crop_place(sample, rng, height, width)
+    window = (slice(top, top + height), slice(left, left + width))
+    return sample | {name: sample[name][window] for name in ("image", "label_map") if name in sample}
+
+
+def _crop_place(sample: dict, rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
+    image_height, image_width = sample["image"].shape[:2]
+    return int(rng.integers(0, image_height - height + 1)), int(rng.integers(0, image_width - width + 1))
+
+
+def _is_varied(label_map: np.ndarray, max_share: float, count_ignored: bool) -> bool:
+    counts = np.bincount((label_map - IGNORE_INDEX).ravel())
+    counts = counts if count_ignored else counts[1:]
+    counts = counts[counts > 0]
+    return len(counts) > 1 and counts.max() / counts.sum() < max_share
+
+
+def random_flip(sample: dict, rng: np.random.Generator, probability: float = 0.5) -> dict:
+    """Mirrors left and right with `probability`."""
+    if rng.random() >= probability:
+        return dict(sample)
+    return sample | {name: sample[name][:, ::-1] for name in ("image", "label_map") if name in sample}
+
+
+def photometric_distortion(
+    sample: dict,
+    rng: np.random.Generator,
+    brightness: float = 32.0,
+    contrast: tuple[float, float] = (0.5, 1.5),
+    saturation: tuple[float, float] = (0.5, 1.5),
+    hue: int = 18,
+) -> dict:
+    """Changes brightness (+-, 0..255 scale), contrast and saturation (factors) and hue (+- of 180), each every other time.
+
+    A coin decides whether contrast comes before or after saturation and hue.
+    """
+    image = sample["image"]
+    if rng.integers(2):
+        image = _affine(image, 1.0, rng.uniform(-brightness, brightness))
+    contrast_first = rng.integers(2) == 1
+    if contrast_first and rng.integers(2):
+        image = _affine(image, rng.uniform(*contrast), 0.0)
+    if rng.integers(2):
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 1] = _affine(hsv[..., 1], rng.uniform(*saturation), 0.0)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if rng.integers(2):
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = _shift_hue(hsv[..., 0], int(rng.integers(-hue, hue)))
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if not contrast_first and rng.integers(2):
+        image = _affine(image, rng.uniform(*contrast), 0.0)
+    return sample | {"image": image}
+
+
+def _affine(values: np.ndarray, factor: float, offset: float) -> np.ndarray:
+    """clip(values * factor + offset) of uint8 values, in float32 and truncated, through a table of the 256 results."""
+    table = np.clip(np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset), 0, 255).astype(np.uint8)
+    return cv2.LUT(np.ascontiguousarray(values), table)
+
+
+def _shift_hue(values: np.ndarray, shift: int) -> np.ndarray:
+    return cv2.LUT(np.ascontiguousarray(values), ((np.arange(256) + shift) % 180).astype(np.uint8))
+
+
+def random_scale_crop_flip(
+    sample: dict, rng: np.random.Generator, size: int = 512, long: int = 2048, max_share: float = 0.75, distort: bool = True
+) -> dict:
+    """The official training pipeline for square crops of `size`: resize, crop, flip, colour (`distort`)."""
+    sample = random_resize(sample, rng, short=size, long=long, min_short=size)
+    sample = random_crop(sample, rng, size, size, max_share)
+    sample = random_flip(sample, rng)
+    return photometric_distortion(sample, rng) if distort else sample
+
+
+def to_tensors(sample: dict) -> dict:
+    """image -> uint8 (3, H, W) RGB, label_map -> long (H, W); contiguous copies."""
+    result = sample | {"image": torch.from_numpy(np.ascontiguousarray(sample["image"].transpose(2, 0, 1)))}
+    if "label_map" in sample:
+        result["label_map"] = torch.from_numpy(np.ascontiguousarray(sample["label_map"])).long()
+    return result
