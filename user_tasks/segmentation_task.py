@@ -2,7 +2,8 @@
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Optional
 
 import numpy as np
@@ -22,6 +23,9 @@ from ofaseg.vocabulary import ClassVocabulary, resolve_vocabulary
 
 logger = logging.getLogger(__name__)
 
+LONG_SIDE = 4
+"""Photos are scaled until the short side is the model's size or the long side this many times that."""
+
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,6 +37,7 @@ class SegmentationTaskConfig(FairseqDataclass):
     selected_cols: str = field(default="", metadata={"help": "positions of image, label map and id in a TSV row, such as 0,1,2"})
     label_offset: int = field(default=1, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0 (IFSeg: 1)"})
     patch_image_size: int = field(default=512, metadata={"help": "short side of the photos the model sees, pixels"})
+    pretrained: str = field(default="", metadata={"help": "checkpoint to start from (official, ours, exported); resuming ignores it"})
     autocast: ChoiceEnum(["none", "bf16", "fp16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
     strict_rows: bool = field(default=False, metadata={"help": "stop at the first bad row instead of leaving it out"})
     no_photo_augmentation: bool = field(default=False, metadata={"help": "supervised training without scale, crop, flip and colour jitter"})
@@ -47,9 +52,12 @@ class SegmentationTaskConfig(FairseqDataclass):
 class SegmentationTask(FairseqTask):
     """Base of the dense tasks; sub-classes say which model inputs a sample becomes.
 
-    Validation runs the model once per batch and sums, per class, the areas of intersection, prediction and label at
-    native size; `mIoU` and its relatives are derived from the sums over all batches and ranks.
+    Validation runs the model once per batch and counts (label, prediction) pairs at native size; `mIoU` and its relatives
+    are derived from the sums over all batches and ranks.
     """
+
+    image_key = "image"
+    """The entry of `net_input` that holds the photos."""
 
     uses_ema = True
     """With --store-ema, validation uses the averaged weights."""
@@ -65,7 +73,7 @@ class SegmentationTask(FairseqTask):
         vocabulary = resolve_vocabulary(cfg.class_names, shard_vocabulary, cfg.rename_classes)
         if shard_vocabulary is None:
             ignore_label = 0 if cfg.label_offset else None
-            vocabulary = ClassVocabulary(vocabulary.names, label_offset=cfg.label_offset, ignore_label=ignore_label, source=vocabulary.source)
+            vocabulary = replace(vocabulary, label_offset=cfg.label_offset, ignore_label=ignore_label)
         return vocabulary
 
     # ---- data ----
@@ -97,24 +105,23 @@ class SegmentationTask(FairseqTask):
         self.datasets[split] = self.photo_dataset(split, training=split == "train")
 
     def training_transform(self, sample: dict, rng: np.random.Generator) -> dict:
-        """Random scale 0.5..2, crop, flip, colour jitter (digest 3.3)."""
+        """Random scale 0.5..2, crop, flip, colour jitter (IFSeg digest 3.3)."""
         size = self.cfg.patch_image_size
-        sample = transforms.random_scale(sample, rng, short=size, long=4 * size, ratio=(0.5, 2.0), min_size=size)
-        sample = transforms.random_crop(sample, rng, size=size)
-        sample = transforms.random_flip(sample, rng)
-        return transforms.photometric_distortion(sample, rng)
+        return transforms.random_scale_crop_flip(sample, rng, size=size, long=LONG_SIDE * size)
 
     def crop_transform(self, sample: dict, rng: np.random.Generator) -> dict:
         """Without augmentation: short side to the model's size, then a square crop, so that photos stack."""
-        sample = transforms.resize_short_side(sample, self.cfg.patch_image_size, 4 * self.cfg.patch_image_size)
-        return transforms.random_crop(sample, rng, size=self.cfg.patch_image_size)
+        size = self.cfg.patch_image_size
+        return transforms.random_crop(transforms.resize_short_side(sample, size, LONG_SIDE * size), rng, size, size, max_share=1.0)
 
     def evaluation_transform(self, sample: dict, rng: Optional[np.random.Generator] = None) -> dict:
-        """Short side to `patch_image_size`, long side at most 4 times that (512 / 2048 in the paper); only the image."""
-        return transforms.resize_short_side({"image": sample["image"]}, self.cfg.patch_image_size, 4 * self.cfg.patch_image_size)
+        """Only the image: short side to `patch_image_size`, long side at most 4 times that (512 / 2048 in the paper)."""
+        size = self.cfg.patch_image_size
+        return transforms.resize_short_side({"image": sample["image"]}, size, LONG_SIDE * size)
 
     def evaluation_size(self, height: int, width: int) -> tuple[int, int]:
-        return transforms.short_side_size(height, width, self.cfg.patch_image_size, 4 * self.cfg.patch_image_size)
+        """(height, width) that `evaluation_transform` gives a photo."""
+        return transforms.resized_shape(height, width, self.cfg.patch_image_size, LONG_SIDE * self.cfg.patch_image_size)
 
     def encode_image_for_predict(self, image: np.ndarray) -> dict:
         """A photo, (H, W, 3) uint8 RGB, as a batch of one."""
@@ -140,25 +147,21 @@ class SegmentationTask(FairseqTask):
             loss = loss * 0
         optimizer.backward(loss)
         if "display" in sample:
-            logging_output.update(self.display_areas(model, sample["display"]))
+            logging_output.update(self.display_counts(model, sample["display"]))
         return loss, sample_size, logging_output
 
-    def display_areas(self, model, display: dict) -> dict[str, Tensor]:
-        """Areas of the model on training photos, for curves only; no gradient."""
+    def display_counts(self, model, display: dict) -> dict[str, Tensor]:
+        """Confusion counts of the model on training photos, for curves only; no gradient."""
         model.eval()
         with torch.no_grad(), self.autocast(display["id"].device):
-            output = self.unwrap(model)(**display["net_input"])
-            predictions = [postprocess.argmax_at_size(logits, display["target"].shape[-2:]) for logits in output.class_logits.float()]
+            output = unwrap(model)(**display["net_input"])
+        sizes = [tuple(display["target"].shape[-2:])] * display["nsentences"]
+        counts = self.counts("_confusion", postprocess.segmentations(output, sizes), display["target"])
         model.train()
-        return self.areas("area", predictions, list(display["target"]))
-
-    @staticmethod
-    def unwrap(model):
-        """The module itself: a forward without gradient must not pass through DDP, which counts forwards."""
-        return model.module if hasattr(model, "module") and isinstance(model.module, torch.nn.Module) else model
+        return counts
 
     def valid_step(self, sample, model, criterion, ema_model=None):
-        model = self.unwrap(ema_model if ema_model is not None else model)
+        model = unwrap(ema_model if ema_model is not None else model)
         model.eval()
         device = next(model.parameters()).device
         if not sample["nsentences"]:
@@ -168,76 +171,72 @@ class SegmentationTask(FairseqTask):
             output = DenseOutput(output.class_logits.float(), output.features)
             loss, sample_size, logging_output = criterion.loss(output, sample)
         logging_output["_bad_rows"] = len(sample.get("bad_rows", ()))
-        for name, predictions in self.label_maps(output, sample["native_sizes"]).items():
-            logging_output.update(self.areas(name, predictions, sample["native_label_maps"]))
+        for key, post in self.validation_posts().items():
+            results = postprocess.segmentations(output, sample["native_sizes"], post)
+            logging_output.update(self.counts(key, results, sample["native_label_maps"]))
         return loss, sample_size, logging_output
 
     def _empty_step(self, sample, device):
         """A batch whose rows were all unreadable adds nothing but their count."""
         zero = torch.zeros((), device=device)
-        areas = torch.zeros(3, len(self.vocabulary), dtype=torch.float64, device=device)
+        counts = torch.zeros(len(self.vocabulary) ** 2 + 2, dtype=torch.long, device=device)
         log = {"loss": zero, "sample_size": zero, "ntokens": 0, "nsentences": 0, "_bad_rows": len(sample["bad_rows"])}
-        log.update({f"_{name}": areas for name in self.prediction_names()})
+        log.update({key: counts for key in self.validation_posts()})
         return zero, zero, log
 
-    def prediction_names(self) -> list[str]:
-        return ["area"] + (["area_propagated"] if self.cfg.resnet_iters > 0 else [])
+    def post_process(self, **changes) -> postprocess.PostProcess:
+        """The post-processing that the configuration asks for."""
+        cfg = self.cfg
+        defaults = dict(resnet_topk=cfg.resnet_topk, resnet_iters=cfg.resnet_iters, resnet_prob_temperature=cfg.resnet_prob_temperature)
+        return postprocess.PostProcess(**(defaults | changes))
 
-    def label_maps(self, output: DenseOutput, native_sizes) -> dict[str, list[Tensor]]:
-        """Label maps at native size: `area` from the logits, `area_propagated` after feature propagation."""
-        maps = {"area": [postprocess.argmax_at_size(logits, size) for logits, size in zip(output.class_logits, native_sizes)]}
+    def validation_posts(self) -> dict[str, postprocess.PostProcess]:
+        """Logging key -> post-processing: raw scores always, feature propagation beside them when it is on."""
+        posts = {"_confusion": postprocess.PostProcess()}
         if self.cfg.resnet_iters > 0:
-            probs = self.propagated_probs(output)
-            maps["area_propagated"] = [postprocess.argmax_at_size(p, size) for p, size in zip(probs, native_sizes)]
-        return maps
+            posts["_confusion_propagated"] = self.post_process()
+        return posts
 
-    def propagated_probs(self, output: DenseOutput) -> Tensor:
-        """(B, K, h, w) probabilities after feature propagation (IFSeg section 3.4)."""
-        probs = (output.class_logits / self.cfg.resnet_prob_temperature).softmax(dim=1)
-        return postprocess.feature_propagation(probs, output.features.float(), self.cfg.resnet_topk, self.cfg.resnet_iters)
-
-    def areas(self, name: str, predictions: list[Tensor], label_maps: list[Tensor]) -> dict[str, Tensor]:
-        """{`_name`: (3, K) float64 sums of intersection, prediction and label area}, in pixels."""
-        total = sum(semantic.areas(p, label.to(p.device), len(self.vocabulary)) for p, label in zip(predictions, label_maps))
-        return {f"_{name}": total.double()}
+    def counts(self, key: str, results: list[SegmentationOutput], label_maps) -> dict[str, Tensor]:
+        """{key: bins of `semantic.bin_counts`}, summed over the photos of a batch, on the device."""
+        pairs = [(result.label_map, label_map.to(result.label_map.device)) for result, label_map in zip(results, label_maps)]
+        return {key: sum(semantic.bin_counts(prediction, label, len(self.vocabulary)) for prediction, label in pairs)}
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
         super().reduce_metrics(logging_outputs, criterion)
         bad_rows = sum(int(log.get("_bad_rows", 0)) for log in logging_outputs)
         if bad_rows:
             metrics.log_scalar_sum("bad_rows", bad_rows)
-        for key, suffix in (("_area", ""), ("_area_propagated", "_propagated")):
+        for key in ("_confusion", "_confusion_propagated"):
             sums = [log[key] for log in logging_outputs if key in log]
-            if not sums:
-                continue
-            metrics.log_scalar_sum(key, sum(sums).cpu())
-            for score in ("mIoU", "mAcc", "aAcc"):
-                metrics.log_derived(score + suffix, _derived(score, key))
+            if sums:
+                metrics.log_scalar_sum(key, sum(sums).to("cpu", torch.double))
+                for score in ("mIoU", "mAcc", "aAcc"):
+                    metrics.log_derived(score + key.removeprefix("_confusion"), partial(_score, score, key, len(self.vocabulary)))
 
     # ---- prediction ----
 
-    def predict_batch(self, model, net_input: dict, native_sizes, with_scores: bool = False) -> list[SegmentationOutput]:
-        """Segments a batch at native sizes, with feature propagation where the configuration asks for it.
+    def predict_batch(
+        self, model, net_input: dict, native_sizes, post: Optional[postprocess.PostProcess] = None
+    ) -> list[SegmentationOutput]:
+        """Segments a batch at native sizes.
 
         Args:
             net_input: as collated; moved to the model's device here.
             native_sizes: B pairs (H, W).
-            with_scores: also return (K, H, W) probabilities.
+            post: post-processing; None for what the configuration asks for.
         """
+        post = post or self.post_process()
         device = next(model.parameters()).device
         net_input = {name: value.to(device, non_blocking=True) for name, value in net_input.items()}
         with torch.no_grad(), self.autocast(device):
             output = model.predict(**net_input)
-        if self.cfg.resnet_iters > 0:
-            scores = self.propagated_probs(output)
-        else:
-            scores = output.class_logits.softmax(dim=1) if with_scores else output.class_logits
-        results = []
-        for score, size in zip(scores, native_sizes):
-            full = postprocess.resize_scores(score, size) if with_scores else None
-            label_map = full.argmax(dim=0) if with_scores else postprocess.argmax_at_size(score, size)
-            results.append(SegmentationOutput(label_map=label_map, class_scores=full))
-        return results
+            flipped = model.predict(**self.mirrored(net_input)) if post.flip_average else None
+        return postprocess.segmentations(output, native_sizes, post, flipped)
+
+    def mirrored(self, net_input: dict) -> dict:
+        """The same batch with its photos mirrored left to right."""
+        return net_input | {self.image_key: net_input[self.image_key].flip(-1)}
 
     @property
     def source_dictionary(self):
@@ -248,9 +247,12 @@ class SegmentationTask(FairseqTask):
         return None
 
 
-def _derived(score: str, key: str):
-    def compute(meters) -> float:
-        intersect, prediction, label = (meters[key].sum if hasattr(meters[key], "sum") else meters[key]).double()
-        return round(float(semantic.scores_from_areas(intersect, prediction, label)[score]), 6)
+def unwrap(model):
+    """The module itself: a forward without gradient must not pass through DDP, which counts forwards."""
+    return model.module if isinstance(getattr(model, "module", None), torch.nn.Module) else model
 
-    return compute
+
+def _score(score: str, key: str, num_classes: int, meters) -> float:
+    """A score from the summed confusion counts that fairseq keeps as meter `key`."""
+    matrix = semantic.matrix_from_bins(meters[key].sum, num_classes)
+    return round(semantic.semantic_scores(matrix)[score], 6)

@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Seq2SeqSegmentationConfig(SegmentationTaskConfig):
-    bpe_dir: str = field(default="", metadata={"help": "folder of the tokenizer: encoder.json, vocab.bpe, dict.txt (or a SentencePiece *.model)"})
+    bpe_dir: str = field(default="", metadata={"help": "tokenizer folder: encoder.json, vocab.bpe, dict.txt, or a SentencePiece *.model"})
     bpe: Optional[ChoiceEnum(["gpt2", "sentencepiece", "word"])] = field(
         default=None, metadata={"help": "tokenizer, when --bpe-dir leaves a choice"}
     )
     prompt_prefix: str = field(default=SEGMENTATION_PROMPT, metadata={"help": "source text before the class names; may be empty"})
     supervised: bool = field(default=False, metadata={"help": "train on photos with label maps; default: image-free"})
     artificial_min_side: int = field(default=1, metadata={"help": "least side of the random class layout (rand_k-L-R: L)"})
-    artificial_max_side: int = field(default=32, metadata={"help": "largest side of the random class layout (the paper's S; rand_k-L-R: R-1)"})
+    artificial_max_side: int = field(default=32, metadata={"help": "largest side of the class layout (the paper's S; rand_k-L-R: R-1)"})
     epoch_size: int = field(default=1600, metadata={"help": "artificial images per epoch (official: 16 x 100)"})
     low_resolution_loss: bool = field(default=False, metadata={"help": "image-free loss on the patch grid instead of at full resolution"})
     display_pass: bool = field(default=False, metadata={"help": "also run training photos through the model each step, for curves"})
@@ -45,6 +45,8 @@ class Seq2SeqSegmentationTask(SegmentationTask):
         source_tokens: (S,) long, the source text of every sample.
         grid_stride: pixels per patch; the model sets it when it is built.
     """
+
+    image_key = "patch_images"
 
     def __init__(self, cfg: Seq2SeqSegmentationConfig, vocabulary: ClassVocabulary):
         super().__init__(cfg, vocabulary)

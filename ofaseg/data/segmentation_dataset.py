@@ -125,7 +125,7 @@ class SegmentationDataset(PlainBatches):
             ShardError, CodecError: the row is broken; the message names file, row and column.
         """
         row = self.reader.read(index, columns=("id", "image", "label_map"))
-        image, label_map = decode_pair(row, self.vocabulary, self.reader.location(index))
+        image, label_map = decode_pair(row, self.vocabulary, self.reader.where(index))
         sample = {"image": image}
         if label_map is not None:
             sample["label_map"] = label_map

@@ -42,7 +42,9 @@ class ArtificialImageDataset(PlainBatches):
             i carries photo i modulo its length under `display`.
     """
 
-    def __init__(self, sampler: ArtificialImageSampler, epoch_size: int, source_tokens: torch.Tensor, display: Optional[PlainBatches] = None):
+    def __init__(
+        self, sampler: ArtificialImageSampler, epoch_size: int, source_tokens: torch.Tensor, display: Optional[PlainBatches] = None
+    ):
         self.sampler, self.epoch_size, self.source_tokens, self.display = sampler, epoch_size, source_tokens, display
 
     def __len__(self) -> int:
