@@ -134,7 +134,7 @@ class ShardReader:
         k = bisect.bisect_right(self._starts, position) - 1
         return self._shards[k], position - self._starts[k]
 
-    def where(self, i: int, column: str = "") -> str:
+    def location(self, i: int, column: str = "") -> str:
         """"<file>, row <n>, column <c>" of row `i`, for messages about what its bytes hold."""
         return row_types.place(*self.locate(i), column)
 

@@ -5,6 +5,8 @@ pass through. Functions return a new dict and leave the arrays of their input al
 they are given, in the order of mmsegmentation's transforms (0.28 and 1.2: same numbers in, same pixels out).
 """
 
+from typing import Union
+
 import cv2
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ def resize(sample: dict, height: int, width: int) -> dict:
     return result
 
 
-def resized_shape(height: int, width: int, short: float, long: float) -> tuple[int, int]:
+def short_side_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
     """(height, width) scaled, aspect kept, to the largest size with short side <= `short` and long side <= `long`."""
     factor = min(long / max(height, width), short / min(height, width))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
@@ -34,24 +36,28 @@ def resized_shape(height: int, width: int, short: float, long: float) -> tuple[i
 
 def resize_short_side(sample: dict, short: int = 512, long: int = 2048) -> dict:
     """Scales, aspect kept, until the short side is `short` or the long side is `long`, whichever comes first."""
-    return resize(sample, *resized_shape(*sample["image"].shape[:2], short, long))
+    return resize(sample, *short_side_size(*sample["image"].shape[:2], short, long))
 
 
-def random_resize(
-    sample: dict, rng: np.random.Generator, short: int = 512, long: int = 2048, low: float = 0.5, high: float = 2.0, min_short: int = 512
+def random_scale(
+    sample: dict,
+    rng: np.random.Generator,
+    short: int = 512,
+    long: int = 2048,
+    ratio: tuple[float, float] = (0.5, 2.0),
+    min_size: int = 512,
 ) -> dict:
-    """Scales, aspect kept, to (`short`, `long`) times a ratio drawn from `low`..`high`; the short side never under `min_short`.
+    """Scales, aspect kept, to (`short`, `long`) times a number drawn from `ratio`; the short side never under `min_size`.
 
-    With `min_short` 0 the scaled pair bounds both sides, as in `resize_short_side`; otherwise only the short side counts.
+    With `min_size` 0 the scaled pair bounds both sides, as in `resize_short_side`; otherwise only the short side counts.
     """
-    ratio = rng.random() * (high - low) + low
-    scaled_long, scaled_short = int(long * ratio), int(short * ratio)
+    factor = rng.random() * (ratio[1] - ratio[0]) + ratio[0]
+    bounds = int(long * factor), int(short * factor)
     height, width = sample["image"].shape[:2]
-    if min_short:
-        short_side = max(min_short, min(scaled_long, scaled_short))
-        long_side = short_side * max(height, width) / min(height, width)
-        return resize(sample, *resized_shape(height, width, short_side, long_side))
-    return resize(sample, *resized_shape(height, width, min(scaled_long, scaled_short), max(scaled_long, scaled_short)))
+    if min_size:
+        short_side = max(min_size, min(bounds))
+        return resize(sample, *short_side_size(height, width, short_side, short_side * max(height, width) / min(height, width)))
+    return resize(sample, *short_side_size(height, width, min(bounds), max(bounds)))
 
 
 def pad(sample: dict, height: int, width: int) -> dict:
@@ -67,18 +73,19 @@ def pad(sample: dict, height: int, width: int) -> dict:
 
 
 def random_crop(
-    sample: dict, rng: np.random.Generator, height: int, width: int, max_share: float = 0.75, count_ignored: bool = True
+    sample: dict, rng: np.random.Generator, size: Union[int, tuple[int, int]], cat_max_ratio: float = 0.75, count_ignored: bool = True
 ) -> dict:
-    """Cuts (height, width) at a random place, padding what is smaller.
+    """Cuts a square of `size`, or (height, width), at a random place, padding what is smaller.
 
-    While the crop holds a single label, or one label covers `max_share` of it or more, another place is drawn, at most ten
-    times; 1.0 takes the first. `count_ignored`: pixels without a label count as one more label, as in the official pipeline.
+    While the crop holds a single label, or one label covers `cat_max_ratio` of it or more, another place is drawn, at most
+    ten times; 1.0 takes the first. `count_ignored`: pixels without a label count as one more label, as in the official pipeline.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     sample = pad(sample, height, width)
     top, left = _crop_place(sample, rng, height, width)
-    if max_share < 1.0 and "label_map" in sample:
+    if cat_max_ratio < 1.0 and "label_map" in sample:
         for _ in range(_CROP_ATTEMPTS):
-            if _is_varied(sample["label_map"][top : top + height, left : left + width], max_share, count_ignored):
+            if _is_varied(sample["label_map"][top : top + height, left : left + width], cat_max_ratio, count_ignored):
                 break
             top, left = _crop_place(sample, rng, height, width)
     window = (slice(top, top + height), slice(left, left + width))
@@ -90,11 +97,11 @@ def _crop_place(sample: dict, rng: np.random.Generator, height: int, width: int)
     return int(rng.integers(0, image_height - height + 1)), int(rng.integers(0, image_width - width + 1))
 
 
-def _is_varied(label_map: np.ndarray, max_share: float, count_ignored: bool) -> bool:
+def _is_varied(label_map: np.ndarray, cat_max_ratio: float, count_ignored: bool) -> bool:
     counts = np.bincount((label_map - IGNORE_INDEX).ravel())
     counts = counts if count_ignored else counts[1:]
     counts = counts[counts > 0]
-    return len(counts) > 1 and counts.max() / counts.sum() < max_share
+    return len(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio
 
 
 def random_flip(sample: dict, rng: np.random.Generator, probability: float = 0.5) -> dict:
@@ -146,11 +153,11 @@ def _shift_hue(values: np.ndarray, shift: int) -> np.ndarray:
 
 
 def random_scale_crop_flip(
-    sample: dict, rng: np.random.Generator, size: int = 512, long: int = 2048, max_share: float = 0.75, distort: bool = True
+    sample: dict, rng: np.random.Generator, size: int = 512, long: int = 2048, cat_max_ratio: float = 0.75, distort: bool = True
 ) -> dict:
     """The official training pipeline for square crops of `size`: resize, crop, flip, colour (`distort`)."""
-    sample = random_resize(sample, rng, short=size, long=long, min_short=size)
-    sample = random_crop(sample, rng, size, size, max_share)
+    sample = random_scale(sample, rng, short=size, long=long, min_size=size)
+    sample = random_crop(sample, rng, size, cat_max_ratio)
     sample = random_flip(sample, rng)
     return photometric_distortion(sample, rng) if distort else sample
 

@@ -1,0 +1,109 @@
+"""CamVid (Brostow, Fauqueur, Cipolla 2008): frames of driving videos, 11 classes, 367 / 101 / 233 frames.
+
+Two layouts are read. The first keeps photos and labels apart and lists the stems of a split, in order, in a text file:
+
+    ROOT/train.txt val.txt test.txt
+    ROOT/images/{train,val,test}/<stem>.jpg (or .png)
+    ROOT/labels/{train,val,test}/<stem>.png
+
+The second is that of the SegNet release: `ROOT/{train,val,test}/<stem>.png` with `ROOT/{train,val,test}annot/<stem>.png`.
+Label values are 0..10 in the order of `class_names/camvid11.txt`; 11 (the release's "void") and 255 are "no label". The
+release's names SignSymbol, Pavement ... stand in the list as plain words, since models read them.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, parse_class_names
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("image", "label_map", "id")
+_VOID = 11
+_UNLABELLED = 255
+_THINGS = ("car", "pedestrian", "bicyclist")
+_PALETTE = (
+    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
+    (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+)  # fmt: skip
+
+
+def vocabulary() -> ClassVocabulary:
+    """The 11 classes with the colours of the SegNet release."""
+    names = parse_class_names(str(Path(__file__).parent / "class_names" / "camvid11.txt"))
+    return ClassVocabulary(names=names, thing=tuple(name in _THINGS for name in names), palette=_PALETTE, source="CamVid, 11 classes")
+
+
+def _folders(root: Path, split: str) -> tuple[Path, Path]:
+    """(photos, labels) of a split. Raises FileNotFoundError with the expected layout."""
+    layouts = [(root / "images" / split, root / "labels" / split), (root / split, root / f"{split}annot")]
+    for images, labels in layouts:
+        if images.is_dir() and labels.is_dir():
+            return images, labels
+    raise FileNotFoundError(
+        f"{root}: no CamVid split {split!r}; expected {layouts[0][0]} with .jpg or .png photos and {layouts[0][1]} with .png labels "
+        f"(or the SegNet layout {layouts[1][0]} and {layouts[1][1]}); give the folder above them as --root"
+    )
+
+
+def list_stems(root, split: str) -> list[str]:
+    """Sample names of a split: the lines of ROOT/<split>.txt, else the sorted photo names.
+
+    Raises:
+        FileNotFoundError: the layout is another one, or there is no photo.
+        ValueError: unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"camvid has no split {split!r}; choose from {', '.join(SPLITS)}")
+    root = Path(root)
+    images, _ = _folders(root, split)
+    listing = root / f"{split}.txt"
+    if listing.is_file():  # the release's list holds pairs of paths, ours plain stems
+        stems = [Path(line.split()[0]).stem for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        stems = sorted(path.stem for path in images.iterdir() if path.suffix in (".jpg", ".png"))
+    if not stems:
+        raise FileNotFoundError(f"{images}: no photo found for split {split!r}; expected <stem>.jpg or <stem>.png")
+    return stems
+
+
+def count_samples(root, split: str) -> int:
+    """Number of samples `iter_samples` will yield."""
+    return len(list_stems(root, split))
+
+
+def iter_samples(root, split: str) -> Iterator[dict]:
+    """Samples of a split in order: id, image (file bytes as they are), label_map (H, W) int32 with `IGNORE_INDEX`.
+
+    Raises:
+        FileNotFoundError: a folder, photo or label map is missing; the message names what was expected.
+        ValueError: a label map is damaged, or holds a value that is neither a class nor void.
+    """
+    root = Path(root)
+    stems = list_stems(root, split)
+    images, labels = _folders(root, split)
+    for stem in stems:
+        photo = next((images / f"{stem}{suffix}" for suffix in (".jpg", ".png") if (images / f"{stem}{suffix}").is_file()), None)
+        if photo is None:
+            raise FileNotFoundError(f"{images / stem}.jpg (or .png): photo not found; copy it, or take the name out of {root / split}.txt")
+        yield {"id": stem, "image": photo.read_bytes(), "label_map": read_label_map(labels / f"{stem}.png")}
+
+
+def read_label_map(path: Path) -> np.ndarray:
+    """(H, W) int32 class ids 0..10 of a CamVid label file. Raises as `iter_samples`."""
+    try:
+        stored = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: label map not found; every photo needs one of the same name") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: damaged label map ({error}); copy it again") from error
+    if stored.ndim != 2 or stored.dtype != np.uint8:
+        raise ValueError(f"{path}: a label map of shape {stored.shape} {stored.dtype}, expected one 8-bit channel of class ids")
+    label_map = stored.astype(np.int32)
+    label_map[(stored == _VOID) | (stored == _UNLABELLED)] = IGNORE_INDEX
+    if label_map.max(initial=0) >= len(_PALETTE):
+        raise ValueError(f"{path}: label value {label_map.max()}; CamVid has 0..10, 11 (void) and 255 (no label)")
+    return label_map
