@@ -1,0 +1,165 @@
+"""Attention with an additive bias that the whole batch shares, and the blocks of an OFA layer."""
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, key_padding: Optional[Tensor] = None, dropout: float = 0.0
+) -> Tensor:
+    """softmax(scale * q k^T + bias) v.
+
+    Args:
+        query: (B, H, T, d); key and value: (B, H, S, d).
+        bias: (H, T, S), -inf where a query must not look.
+        key_padding: (B, S) bool, True for keys that nobody sees.
+
+    Returns: (B, H, T, d).
+    """
+    mask = bias.unsqueeze(0).to(query.dtype)
+    if key_padding is not None:
+        mask = mask.masked_fill(key_padding[:, None, None, :], float("-inf"))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head attention with one learned scale per head (`c_attn`).
+
+    Args:
+        dim: width D; heads: H; scale_factor: scores are divided by sqrt(D / H * scale_factor); dropout: of the probabilities.
+    """
+
+    def __init__(self, dim: int, heads: int, scale_factor: float = 2.0, dropout: float = 0.0):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.scale = (dim / heads * scale_factor) ** -0.5
+        self.dropout = dropout
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.q_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.c_attn = nn.Parameter(torch.ones(heads))
+
+    def forward(self, x: Tensor, memory: Tensor, bias: Tensor, key_padding: Optional[Tensor] = None) -> Tensor:
+        """x (B, T, D) looks at memory (B, S, D); bias (H, T, S); key_padding (B, S) bool. Returns (B, T, D)."""
+        query, key, value = (
+            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for projection, tokens in ((self.q_proj, x), (self.k_proj, memory), (self.v_proj, memory))
+        )
+        dropout = self.dropout if self.training else 0.0
+        heads = biased_attention(query, key, value, bias, self.scale, key_padding, dropout)
+        heads = heads.transpose(1, 2) * self.c_attn.to(heads.dtype).unsqueeze(-1)
+        return self.out_proj(heads.flatten(2))
+
+
+class DropPath(nn.Module):
+    """Drops a whole residual branch per sample while training; x is (B, ...), `rate` the probability."""
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * (keep / (1 - self.rate))
+
+
+class TransformerLayer(nn.Module):
+    """Base of the encoder and decoder layers: the feed-forward half and the residual branches.
+
+    Args:
+        dim, ffn_dim, heads: sizes; scale_factor: see MultiheadAttention.
+        dropout: of every residual branch; attention_dropout: of probabilities; activation_dropout: after the GELU.
+        drop_path: probability of dropping a branch of a sample.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        heads: int,
+        scale_factor: float = 2.0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        self.self_attn = MultiheadAttention(dim, heads, scale_factor, attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, dim)
+        self.ffn_layernorm = nn.LayerNorm(ffn_dim)
+        self.final_layer_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.activation_dropout = nn.Dropout(activation_dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def residual(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x + branch, with dropout and stochastic depth on the branch."""
+        return x + self.drop_path(self.dropout(branch))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The second half of a layer: (B, T, D) -> (B, T, D), residual included."""
+        hidden = self.activation_dropout(F.gelu(self.fc1(self.final_layer_norm(x))))
+        return self.residual(x, self.fc2(self.ffn_layernorm(hidden)))
+
+
+class EncoderLayer(TransformerLayer):
+    """Pre-norm self-attention and feed-forward layer of the encoder; arguments of TransformerLayer."""
+
+    def __init__(self, dim: int, *args, **kwargs):
+        super().__init__(dim, *args, **kwargs)
+        self.attn_ln = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, bias: Tensor, key_padding: Optional[Tensor] = None) -> Tensor:
+        """x (B, T, D), bias (H, T, T), key_padding (B, T) -> (B, T, D)."""
+        y = self.self_attn_layer_norm(x)
+        x = self.residual(x, self.attn_ln(self.self_attn(y, y, bias, key_padding)))
+        return self.feed_forward(x)
+
+
+class DecoderLayer(TransformerLayer):
+    """Pre-norm self-attention, cross-attention and feed-forward layer of the decoder; arguments of TransformerLayer."""
+
+    def __init__(self, dim: int, ffn_dim: int, heads: int, scale_factor: float = 2.0, dropout: float = 0.0, attention_dropout: float = 0.0, **kwargs):
+        super().__init__(dim, ffn_dim, heads, scale_factor, dropout, attention_dropout, **kwargs)
+        self.self_attn_ln = nn.LayerNorm(dim)
+        self.encoder_attn = MultiheadAttention(dim, heads, scale_factor, attention_dropout)
+        self.encoder_attn_layer_norm = nn.LayerNorm(dim)
+        self.cross_attn_ln = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        self_bias: Tensor,
+        cross_bias: Tensor,
+        self_padding: Optional[Tensor] = None,
+        memory_padding: Optional[Tensor] = None,
+    ) -> Tensor:
+        """x (B, T, D), memory (B, S, D), self_bias (H, T, T), cross_bias (H, T, S), paddings (B, T), (B, S) -> (B, T, D)."""
+        y = self.self_attn_layer_norm(x)
+        x = self.residual(x, self.self_attn_ln(self.self_attn(y, y, self_bias, self_padding)))
+        y = self.encoder_attn_layer_norm(x)
+        x = self.residual(x, self.cross_attn_ln(self.encoder_attn(y, memory, cross_bias, memory_padding)))
+        return self.feed_forward(x)
+
+
+def drop_path_rates(rate: float, layers: int) -> list[float]:
+    """Rates of `layers` layers, rising linearly from 0 to `rate`."""
+    return [rate * i / max(layers - 1, 1) for i in range(layers)]
+
+
+def absolute_bias(query_positions: Tensor, key_positions: Tensor, query_linear: nn.Linear, key_linear: nn.Linear, heads: int, scale: float) -> Tensor:
+    """(H, T, S) bias s (W_q p + b_q) (W_k p' + b_k)^T per head, of positions p (T, D) and p' (S, D)."""
+    query = query_linear(query_positions).unflatten(1, (heads, -1)).transpose(0, 1) * scale
+    key = key_linear(key_positions).unflatten(1, (heads, -1)).transpose(0, 1)
+    return query @ key.transpose(1, 2)

@@ -1,0 +1,180 @@
+"""OFA's decoder, used in two ways: one pass over the patch grid (segmentation), or token by token (text)."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from ofaseg.models.ofa import embeddings
+from ofaseg.models.ofa.attention import DecoderLayer, absolute_bias, drop_path_rates
+from ofaseg.models.ofa.encoder import EncoderOutput
+
+DECODER_INPUTS = ("encoder_output", "encoder_input", "query")
+"""What the segmentation decoder reads at the grid positions; see `Decoder.segment`."""
+
+
+class Decoder(nn.Module):
+    """Transformer decoder with positions of text and of a patch grid.
+
+    Args:
+        embed_tokens, seg_embed_tokens: the word and class embeddings, shared with the encoder.
+        layers, ffn_dim, heads, scale_factor: sizes of the transformer.
+        side: side of the square grid of the segmentation positions (training image side / stride).
+        image_bucket_size, token_bucket_size, max_positions: sizes of the position tables of the text decoder.
+        dropout, attention_dropout, activation_dropout, drop_path: regularisation while training.
+        bos: dictionary id of the first input.
+        input_type: one of DECODER_INPUTS.
+        full_context: every position sees all positions; False is causal.
+        tie_projection: the class scores use `seg_embed_tokens` itself.
+    """
+
+    def __init__(
+        self,
+        embed_tokens: nn.Embedding,
+        seg_embed_tokens: nn.Embedding,
+        layers: int,
+        ffn_dim: int,
+        heads: int,
+        side: int,
+        scale_factor: float = 2.0,
+        image_bucket_size: int = 42,
+        token_bucket_size: int = 256,
+        max_positions: int = 1024,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        bos: int = 0,
+        input_type: str = "encoder_output",
+        full_context: bool = False,
+        tie_projection: bool = True,
+    ):
+        super().__init__()
+        if input_type not in DECODER_INPUTS:
+            raise ValueError(f"decoder_input_type {input_type!r} is not one of {', '.join(DECODER_INPUTS)}")
+        dim = embed_tokens.embedding_dim
+        self.heads, self.side, self.bos, self.max_positions = heads, side, bos, max_positions
+        self.position_scale = (dim / heads * scale_factor) ** -0.5
+        self.input_type, self.full_context = input_type, full_context
+        self.seg_embed_tokens = seg_embed_tokens
+        self.seg_projection = nn.Linear(dim, seg_embed_tokens.num_embeddings, bias=False)
+        if tie_projection:
+            self.seg_projection.weight = seg_embed_tokens.weight
+        self.embed_tokens = embed_tokens
+        self.layernorm_embedding = nn.LayerNorm(dim)
+        self.embed_positions = nn.Embedding(max_positions + 2, dim)
+        self.embed_image_positions = nn.Embedding(image_bucket_size**2 + 1, dim)
+        self.embed_seg_positions = nn.Embedding(side**2 + 1, dim)
+        self.pos_ln = nn.LayerNorm(dim)
+        self.image_pos_ln = nn.LayerNorm(dim)
+        self.seg_pos_ln = nn.LayerNorm(dim)
+        self.self_pos_q_linear = nn.Linear(dim, dim)
+        self.self_pos_k_linear = nn.Linear(dim, dim)
+        self.cross_pos_q_linear = nn.Linear(dim, dim)
+        self.cross_pos_k_linear = nn.Linear(dim, dim)
+        self.code_layernorm_embedding = nn.LayerNorm(dim)
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                dim, ffn_dim, heads, scale_factor, dropout, attention_dropout, activation_dropout=activation_dropout, drop_path=rate
+            )
+            for rate in drop_path_rates(drop_path, layers)
+        )
+        self.layer_norm = nn.LayerNorm(dim)
+        self.token_rel_pos_table_list = nn.ModuleList(nn.Embedding(2 * token_bucket_size - 1, heads) for _ in range(layers))
+        self.image_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding(embeddings.num_image_buckets(image_bucket_size), heads) for _ in range(layers)
+        )
+        self.seg_rel_pos_table_list = nn.ModuleList(nn.Embedding(embeddings.num_image_buckets(side), heads) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+
+    def text_only_parameters(self) -> list[nn.Parameter]:
+        """Parameters that only the text decoder reads."""
+        modules = [self.embed_positions, self.pos_ln, self.token_rel_pos_table_list]
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Parameters of OFA's image-code decoder: part of the checkpoint layout, read by neither pass."""
+        modules = [self.embed_image_positions, self.image_pos_ln, self.image_rel_pos_table_list, self.code_layernorm_embedding]
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def segment(self, encoded: EncoderOutput, all_positions: bool = False) -> Tensor:
+        """Hidden states (B, h*w, D) of the patch grid, before the class projection.
+
+        Inputs by `input_type`: ``encoder_output`` and ``encoder_input`` read bos, then the encoder's output (or its input)
+        of the patches in raster order, so that position i predicts patch i from the patches before it (all patches with
+        `full_context`). ``query`` is an extension: every cell of the grid reads the bos embedding and sees all cells, and
+        the patches reach it through cross-attention alone. With `all_positions` the discarded last position of the first
+        two is returned too: (B, h*w + 1, D).
+        """
+        patches = encoded.grid[0] * encoded.grid[1]
+        batch = encoded.tokens.shape[0]
+        bos = self.embed_tokens.weight[self.bos].expand(batch, 1, -1)
+        if self.input_type == "query":
+            return self._run_grid(bos.expand(-1, patches, -1), encoded, first=1, causal=False)
+        content = encoded.tokens[:, :patches] if self.input_type == "encoder_output" else encoded.patches
+        x = torch.cat([bos.to(content.dtype), content], dim=1)
+        causal = not self.full_context
+        if causal and not all_positions:
+            x = x[:, :patches]
+        hidden = self._run_grid(x, encoded, first=0, causal=causal)
+        return hidden if all_positions else hidden[:, :patches]
+
+    def _run_grid(self, x: Tensor, encoded: EncoderOutput, first: int, causal: bool) -> Tensor:
+        """The layers over x (B, T, D) at grid positions `first` .. `first`+T-1; position 0 is bos, 1 the first cell."""
+        length = x.shape[1]
+        cells = embeddings.grid_positions(self.embed_seg_positions.weight, encoded.grid, self.side, self.side)
+        positions = torch.cat([self.embed_seg_positions.weight[:1], cells])[first : first + length]
+        positions = self.seg_pos_ln(positions)
+        self_absolute, cross = self._absolute_biases(positions, encoded)
+        x = self.dropout(self.layernorm_embedding(x))
+        for i, layer in enumerate(self.layers):
+            bias = self._grid_bias(i, self_absolute, encoded.grid, first, causal)
+            x = layer(x, encoded.tokens, bias, cross, memory_padding=encoded.padding)
+        return self.layer_norm(x)
+
+    def _absolute_biases(self, positions: Tensor, encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
+        """(H, T, T) and (H, T, S) absolute biases of the decoder's positions (T, D), to themselves and to the encoder's."""
+        scale = self.position_scale
+        own = absolute_bias(positions, positions, self.self_pos_q_linear, self.self_pos_k_linear, self.heads, scale)
+        cross = absolute_bias(positions, encoded.positions, self.cross_pos_q_linear, self.cross_pos_k_linear, self.heads, scale)
+        return own, cross
+
+    def _grid_bias(self, layer: int, absolute: Tensor, grid: tuple[int, int], first: int, causal: bool) -> Tensor:
+        """(H, T, T) bias of a layer over grid positions: absolute plus relative, -inf above the diagonal when causal."""
+        table = self.seg_rel_pos_table_list[layer].weight
+        bias = absolute.clone()
+        skip = 1 - first  # bos comes first
+        cells = absolute.shape[1] - skip
+        relative = embeddings.grid_relative_bias(table, grid, self.side, self.side)
+        bias[:, skip:, skip:] += relative[:, :cells, :cells]
+        if skip:
+            special = table[-3:, :, None]
+            bias[:, 0, 1:] += special[0]
+            bias[:, 1:, 0] += special[1]
+            bias[:, 0, :1] += special[2]
+        return _causal(bias) if causal else bias
+
+    def decode_text(self, prev_output_tokens: Tensor, encoded: EncoderOutput, pad: Optional[int] = None) -> Tensor:
+        """Hidden states (B, T, D) of OFA's ordinary causal text decoder over `prev_output_tokens` (B, T).
+
+        Raises ValueError when the text is longer than the position tables.
+        """
+        length = prev_output_tokens.shape[1]
+        if length > self.max_positions:
+            raise ValueError(f"the target text has {length} tokens, the model holds {self.max_positions} positions; shorten it")
+        padding = None if pad is None else prev_output_tokens.eq(pad)
+        positions = self.pos_ln(self.embed_positions.weight[:length])
+        self_absolute, cross = self._absolute_biases(positions, encoded)
+        x = self.dropout(self.layernorm_embedding(self.embed_tokens(prev_output_tokens)))
+        for i, layer in enumerate(self.layers):
+            relative = embeddings.text_relative_bias(self.token_rel_pos_table_list[i].weight, length)
+            bias = _causal(self_absolute + relative)
+            x = layer(x, encoded.tokens, bias, cross, padding, encoded.padding)
+        return self.layer_norm(x)
+
+
+def _causal(bias: Tensor) -> Tensor:
+    """The (H, T, T) bias with -inf where a query would see a later key."""
+    length = bias.shape[-1]
+    later = torch.ones(length, length, dtype=torch.bool, device=bias.device).triu(1)
+    return bias.masked_fill(later, float("-inf"))

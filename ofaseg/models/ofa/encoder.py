@@ -1,0 +1,176 @@
+"""OFA's encoder: image tokens (patches of a photo, or class words in their place), then text tokens."""
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ofaseg.models.ofa import embeddings
+from ofaseg.models.ofa.attention import EncoderLayer, absolute_bias, drop_path_rates
+
+
+class EncoderOutput(NamedTuple):
+    """What the decoder needs. P = h * w image tokens come first, L text tokens after them.
+
+    Attributes:
+        tokens: (B, P+L, D) final hidden states.
+        positions: (P+L, D) normalised position vectors, the same for every sample.
+        padding: (B, P+L) bool, True for tokens nobody may look at; None when there are none.
+        grid: (h, w), (0, 0) without image tokens.
+        patches: (B, P, D) image tokens as they came in (projected features or word embeddings); None without.
+        features: (B, F, h, w) of the image encoder; None when no photo was read.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    padding: Optional[Tensor]
+    grid: tuple[int, int]
+    patches: Optional[Tensor] = None
+    features: Optional[Tensor] = None
+
+
+class Encoder(nn.Module):
+    """Transformer encoder over image tokens followed by text tokens.
+
+    Args:
+        embed_tokens: the (V, D) word embedding, shared with the decoder.
+        seg_embed_tokens: the (C, D) class embedding, shared with the decoder.
+        image_encoder: module images (B, 3, H, W) -> dict of feature maps, with `out_feature`, `out_channels`.
+        layers, ffn_dim, heads, scale_factor: sizes of the transformer.
+        side: side of the square patch grid that the position tables are meant for.
+        image_bucket_size, token_bucket_size, max_positions: sizes of the position tables.
+        dropout, attention_dropout, activation_dropout, drop_path: regularisation while training.
+        direct_small_grids: grids of at most side*side patches read the corner of the absolute table as it is, and word
+            mosaics that of the relative tables too, as the published code does; otherwise tables are resized to them.
+        train_image_encoder: False keeps the image encoder and its projection frozen, without gradient or batch statistics.
+    """
+
+    def __init__(
+        self,
+        embed_tokens: nn.Embedding,
+        seg_embed_tokens: nn.Embedding,
+        image_encoder: nn.Module,
+        layers: int,
+        ffn_dim: int,
+        heads: int,
+        side: int,
+        scale_factor: float = 2.0,
+        image_bucket_size: int = 42,
+        token_bucket_size: int = 256,
+        max_positions: int = 1024,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        direct_small_grids: bool = False,
+        train_image_encoder: bool = False,
+    ):
+        super().__init__()
+        dim = embed_tokens.embedding_dim
+        if side > image_bucket_size:
+            raise ValueError(f"a grid of side {side} needs image_bucket_size >= {side}, not {image_bucket_size}")
+        self.heads, self.side, self.image_bucket_size, self.max_positions = heads, side, image_bucket_size, max_positions
+        self.position_scale = (dim / heads * scale_factor) ** -0.5
+        self.direct_small_grids = direct_small_grids
+        self.train_image_encoder = train_image_encoder
+        self.embed_tokens = embed_tokens
+        self.seg_embed_tokens = seg_embed_tokens
+        self.layernorm_embedding = nn.LayerNorm(dim)
+        self.type_embedding = nn.Embedding(2, dim)
+        self.embed_images = image_encoder
+        self.image_proj = nn.Linear(image_encoder.out_channels[image_encoder.out_feature], dim)
+        self.patch_layernorm_embedding = nn.LayerNorm(dim)
+        self.embed_positions = nn.Embedding(max_positions + 2, dim)
+        self.embed_image_positions = nn.Embedding(image_bucket_size**2 + 1, dim)
+        self.pos_ln = nn.LayerNorm(dim)
+        self.image_pos_ln = nn.LayerNorm(dim)
+        self.pos_q_linear = nn.Linear(dim, dim)
+        self.pos_k_linear = nn.Linear(dim, dim)
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim, ffn_dim, heads, scale_factor, dropout, attention_dropout, activation_dropout, rate)
+            for rate in drop_path_rates(drop_path, layers)
+        )
+        self.layer_norm = nn.LayerNorm(dim)
+        self.token_rel_pos_table_list = nn.ModuleList(nn.Embedding(2 * token_bucket_size - 1, heads) for _ in range(layers))
+        self.image_rel_pos_table_list = nn.ModuleList(
+            nn.Embedding(embeddings.num_image_buckets(image_bucket_size), heads) for _ in range(layers)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """As `nn.Module.train`; a frozen image encoder stays in evaluation mode."""
+        super().train(mode)
+        if not self.train_image_encoder:
+            self.embed_images.eval()
+        return self
+
+    def embed_photo(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Photos (B, 3, H, W), uint8 or normalised float -> feature map (B, F, h, w), projected patches (B, h*w, D)."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.image_proj.weight.dtype) / 127.5 - 1
+        with torch.set_grad_enabled(self.train_image_encoder and torch.is_grad_enabled()):
+            features = self.embed_images(images)[self.embed_images.out_feature]
+        return features, self.image_proj(features.flatten(2).transpose(1, 2))
+
+    def position_vectors(self, grid: tuple[int, int], length: int) -> Tensor:
+        """(h*w + L, D) normalised positions of the image tokens, then of the text tokens."""
+        text = self.pos_ln(self.embed_positions.weight[:length])
+        if grid[0] == 0:
+            return text
+        direct = self.direct_small_grids and grid[0] * grid[1] <= self.side**2 and max(grid) <= self.image_bucket_size
+        image = embeddings.grid_positions(self.embed_image_positions.weight, grid, self.side, self.image_bucket_size, direct)
+        return torch.cat([self.image_pos_ln(image), text])
+
+    def attention_bias(self, layer: int, absolute: Tensor, grid: tuple[int, int], length: int, direct: bool) -> Tensor:
+        """(H, T, T) bias of a layer: the absolute bias plus relative terms inside the image and inside the text."""
+        patches = grid[0] * grid[1]
+        bias = absolute.clone()
+        if patches:
+            table = self.image_rel_pos_table_list[layer].weight
+            bias[:, :patches, :patches] += embeddings.grid_relative_bias(table, grid, self.side, self.image_bucket_size, direct)
+        bias[:, patches:, patches:] += embeddings.text_relative_bias(self.token_rel_pos_table_list[layer].weight, length)
+        return bias
+
+    def check_length(self, length: int) -> None:
+        """Raises ValueError when a text of `length` tokens does not fit the position tables."""
+        if length > self.max_positions:
+            raise ValueError(
+                f"the source text has {length} tokens, the model holds {self.max_positions} positions; "
+                "use fewer or shorter class names, or a shorter prompt"
+            )
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        patches: Optional[Tensor] = None,
+        grid: tuple[int, int] = (0, 0),
+        features: Optional[Tensor] = None,
+        padding: Optional[Tensor] = None,
+        mosaic: bool = False,
+    ) -> EncoderOutput:
+        """Encodes image tokens and text.
+
+        Args:
+            src_tokens: (B, L) dictionary ids.
+            patches: (B, h*w, D) projected features of a photo, or word embeddings of a mosaic; None for text alone.
+            grid: (h, w).
+            features: (B, F, h, w), handed on.
+            padding: (B, h*w + L) bool, True for tokens nobody may look at.
+            mosaic: the patches are word embeddings.
+        """
+        length = src_tokens.shape[1]
+        self.check_length(length)
+        x = self.layernorm_embedding(self.embed_tokens(src_tokens) + self.type_embedding.weight[0])
+        if patches is not None:
+            image = self.patch_layernorm_embedding(patches + self.type_embedding.weight[1])
+            x = torch.cat([image, x.to(image.dtype)], dim=1)
+        x = self.dropout(x)
+        if padding is not None:
+            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        positions = self.position_vectors(grid, length)
+        absolute = absolute_bias(positions, positions, self.pos_q_linear, self.pos_k_linear, self.heads, self.position_scale)
+        direct = self.direct_small_grids and mosaic and max(grid) <= self.side
+        for i, layer in enumerate(self.layers):
+            x = layer(x, self.attention_bias(i, absolute, grid, length, direct), padding)
+        return EncoderOutput(self.layer_norm(x), positions, padding, grid, patches, features)

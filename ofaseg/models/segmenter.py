@@ -1,0 +1,38 @@
+"""The contract of every segmentation model: `forward(**net_input)` and `predict(**net_input)`."""
+
+import torch
+from torch import Tensor
+
+from ofaseg.structures import DenseOutput
+
+
+class Segmenter:
+    """Mix-in for a `torch.nn.Module` that segments images into a list of K classes.
+
+    A model implements `forward`, `set_classes` and `class_embeddings`; `predict` comes from here.
+    """
+
+    def forward(self, **net_input) -> DenseOutput:
+        """Scores of a batch: `class_logits` (B, K, h, w) on the patch grid, before softmax."""
+        raise NotImplementedError
+
+    def set_classes(self, class_token_ids: list[list[int]]) -> None:
+        """Replaces the class list; class k is the text made of the dictionary ids `class_token_ids[k]`."""
+        raise NotImplementedError
+
+    def class_embeddings(self) -> Tensor:
+        """(K, D) vectors that the class scores are products with."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, **net_input) -> DenseOutput:
+        """`forward` in evaluation mode without gradients; `class_logits` are float32. The training mode is restored."""
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            output = self(**net_input)
+        finally:
+            if was_training:
+                self.train()
+        return DenseOutput(output.class_logits.float(), output.features)
