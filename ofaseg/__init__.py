@@ -1,3 +1,28 @@
 """ofaseg: open-vocabulary image segmentation as a fairseq plug-in (`--user-dir ofaseg`)."""
 
+import sys
+from pathlib import Path
+
+from ofaseg import compat
+
 __version__ = "0.1.0"
+
+compat.apply()
+
+# a checkout: the sibling packages lie beside this one
+_parent = str(Path(__file__).resolve().parent.parent)
+if _parent not in sys.path:
+    sys.path.append(_parent)
+
+
+def _register() -> None:
+    """Imports everything that registers itself with fairseq (its own import of sub-folders is skipped on a second import)."""
+    import criterions.seg_token_cross_entropy  # noqa: F401
+    import criterions.vision_language_pretraining  # noqa: F401
+    import ofaseg.models.ifseg  # noqa: F401
+    import ofaseg.optim  # noqa: F401
+    import user_tasks.seq2seq_segmentation  # noqa: F401
+    import user_tasks.vision_language_pretraining  # noqa: F401
+
+
+_register()

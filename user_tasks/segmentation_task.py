@@ -112,7 +112,7 @@ class SegmentationTask(FairseqTask):
     def crop_transform(self, sample: dict, rng: np.random.Generator) -> dict:
         """Without augmentation: short side to the model's size, then a square crop, so that photos stack."""
         size = self.cfg.patch_image_size
-        return transforms.random_crop(transforms.resize_short_side(sample, size, LONG_SIDE * size), rng, size, size, max_share=1.0)
+        return transforms.random_crop(transforms.resize_short_side(sample, size, LONG_SIDE * size), rng, size, cat_max_ratio=1.0)
 
     def evaluation_transform(self, sample: dict, rng: Optional[np.random.Generator] = None) -> dict:
         """Only the image: short side to `patch_image_size`, long side at most 4 times that (512 / 2048 in the paper)."""
@@ -121,7 +121,7 @@ class SegmentationTask(FairseqTask):
 
     def evaluation_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that `evaluation_transform` gives a photo."""
-        return transforms.resized_shape(height, width, self.cfg.patch_image_size, LONG_SIDE * self.cfg.patch_image_size)
+        return transforms.short_side_size(height, width, self.cfg.patch_image_size, LONG_SIDE * self.cfg.patch_image_size)
 
     def encode_image_for_predict(self, image: np.ndarray) -> dict:
         """A photo, (H, W, 3) uint8 RGB, as a batch of one."""

@@ -124,8 +124,8 @@ class SegmentationDataset(PlainBatches):
         Raises:
             ShardError, CodecError: the row is broken; the message names file, row and column.
         """
-        row = self.reader.read(index, columns=("id", "image", "label_map"))
-        image, label_map = decode_pair(row, self.vocabulary, self.reader.where(index))
+        row = self.reader.read(index, columns=[name for name in ("image", "label_map") if name in self.reader.columns])
+        image, label_map = decode_pair(row, self.vocabulary, lambda column="": self.reader.location(index, column))
         sample = {"image": image}
         if label_map is not None:
             sample["label_map"] = label_map
@@ -168,19 +168,19 @@ class SegmentationDataset(PlainBatches):
         raise ShardError(f"no row of the training shards can be read; the first problem: {bad[0].message}")
 
 
-def decode_pair(row: dict, vocabulary: ClassVocabulary, where: str) -> tuple[np.ndarray, Optional[np.ndarray]]:
-    """Image (H, W, 3) uint8 and label map (H, W) int32 (None when the row has none) of a row.
+def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str]) -> tuple[np.ndarray, Optional[np.ndarray]]:
+    """Image (H, W, 3) uint8 and label map (H, W) int32 (None when the row has none) of a row; `where(column)` names the place.
 
     Raises:
         CodecError: either cannot be decoded, or their sizes differ.
     """
-    image = codec.decode_image(row["image"], where=f"{where}, column image")
+    image = codec.decode_image(row["image"], where=where("image"))
     if not row.get("label_map"):
         return image, None
-    label_map = codec.decode_label_map(row["label_map"], vocabulary, where=f"{where}, column label_map")
+    label_map = codec.decode_label_map(row["label_map"], vocabulary, where=where("label_map"))
     if label_map.shape != image.shape[:2]:
         raise codec.CodecError(
-            f"{where}: the label map is {label_map.shape[0]}x{label_map.shape[1]} (height x width), the image "
+            f"{where()}: the label map is {label_map.shape[0]}x{label_map.shape[1]} (height x width), the image "
             f"{image.shape[0]}x{image.shape[1]}; they must have one size (check whether the EXIF rotation was applied to one of them)"
         )
     return image, label_map

@@ -1,0 +1,113 @@
+"""Pure tensor losses."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ofaseg.vocabulary import IGNORE_INDEX
+
+CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
+"""Upsampled scores that exist at a time, per device type."""
+
+
+def upsampled_cross_entropy(class_logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of patch logits, upsampled bilinearly to the label map (IFSeg, eq. 4).
+
+    Equal to ``F.cross_entropy(F.interpolate(class_logits, (H, W), mode="bilinear"), target)`` with ignored pixels left
+    out, computed in float32 a few image rows at a time: neither the upsampled scores nor their gradient ever exist whole.
+
+    Args:
+        class_logits: (B, K, h, w) on the patch grid, any float type.
+        target: (B, H, W) long, class ids 0..K-1 or IGNORE_INDEX.
+        label_smoothing: epsilon in 0..1, torch's semantics.
+
+    Returns: float32 scalar, 0 when no pixel is labelled.
+    """
+    if class_logits.ndim != 4 or target.ndim != 3 or len(class_logits) != len(target):
+        raise ValueError(f"need logits (B, K, h, w) and a target (B, H, W), not {tuple(class_logits.shape)} and {tuple(target.shape)}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing lies in 0..1, not {label_smoothing}")
+    return _UpsampledCrossEntropy.apply(class_logits, target, label_smoothing)
+
+
+@functools.lru_cache(maxsize=64)
+def _upsampling_matrix(size: int, source: int, device: torch.device) -> Tensor:
+    """(size, source) matrix of bilinear resizing along one axis (align_corners False)."""
+    eye = torch.eye(source).unsqueeze(0)
+    return F.interpolate(eye, size=size, mode="linear", align_corners=False)[0].T.contiguous().to(device)
+
+
+def _row_chunks(height: int, source: int, rows: int) -> list[tuple[int, int, int, int]]:
+    """Cuts `height` output rows into chunks: (first, end) and the (first, end) of the source rows they read."""
+    chunks = []
+    for first in range(0, height, rows):
+        end = min(first + rows, height)
+        low = (first + 0.5) * source / height - 0.5
+        high = (end - 0.5) * source / height - 0.5
+        chunks.append((first, end, max(0, int(low) - 1), min(source, int(high) + 3)))
+    return chunks
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """The gradient with respect to the patch logits is computed together with the loss."""
+
+    @staticmethod
+    def forward(ctx, class_logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+        with torch.autocast(class_logits.device.type, enabled=False):
+            loss, gradient = _loss_and_gradient(class_logits.float(), target, label_smoothing, ctx.needs_input_grad[0])
+        ctx.dtype = class_logits.dtype
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Tensor):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad_loss).to(ctx.dtype), None, None
+
+
+def _loss_and_gradient(class_logits: Tensor, target: Tensor, smoothing: float, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Mean loss and its gradient (B, K, h, w) (None unless needed); arguments as in `upsampled_cross_entropy`, float32."""
+    classes, h, w = class_logits.shape[1:]
+    height, width = target.shape[1:]
+    device = class_logits.device
+    down, across = _upsampling_matrix(height, h, device), _upsampling_matrix(width, w, device)
+    labelled = target != IGNORE_INDEX
+    weight = 1.0 / labelled.sum().clamp(min=1).float()
+    rows = max(1, CHUNK_ELEMENTS.get(device.type, 2**22) // (classes * width))
+    chunks = _row_chunks(height, h, rows)
+    losses, gradients = [], []
+    for sample in range(len(target)):
+        wide = (class_logits[sample].transpose(0, 1) @ across.T).flatten(1)  # (h, K*W)
+        wide_gradient = torch.zeros_like(wide) if need_gradient else None
+        for first, end, low, high in chunks:
+            part = down[first:end, low:high]
+            scores = (part @ wide[low:high]).unflatten(1, (classes, width))  # (R, K, W)
+            loss, gradient = _pixel_loss(scores, target[sample, first:end], labelled[sample, first:end], smoothing, need_gradient)
+            losses.append(loss)
+            if need_gradient:
+                wide_gradient[low:high].addmm_(part.T, gradient.flatten(1))
+        if need_gradient:
+            gradients.append((wide_gradient.unflatten(1, (classes, width)) @ across).transpose(0, 1) * weight)
+    return torch.stack(losses).sum() * weight, torch.stack(gradients) if need_gradient else None
+
+
+def _pixel_loss(scores: Tensor, target: Tensor, labelled: Tensor, smoothing: float, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Summed loss of scores (R, K, W) against target (R, W), and its gradient in place of the scores."""
+    classes = scores.shape[1]
+    index = target.clamp(min=0).unsqueeze(1)
+    log_probs = F.log_softmax(scores, dim=1)
+    loss = -(1 - smoothing) * log_probs.gather(1, index).squeeze(1)
+    if smoothing:
+        loss = loss - smoothing / classes * log_probs.sum(1)
+    loss = loss.masked_fill(~labelled, 0.0).sum()
+    if not need_gradient:
+        return loss, None
+    gradient = log_probs.exp_()
+    gradient.scatter_add_(1, index, torch.full_like(index, smoothing - 1, dtype=gradient.dtype))
+    if smoothing:
+        gradient -= smoothing / classes
+    return loss, gradient.mul_(labelled.unsqueeze(1))

@@ -1,0 +1,45 @@
+"""Toy shards for tests: small coloured photos whose label map follows from the colours."""
+
+import numpy as np
+
+from ofaseg.data import codec
+from ofaseg.data.shards import ShardWriter
+from ofaseg.vocabulary import ClassVocabulary
+
+CLASS_COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], dtype=np.uint8)
+NAMES = ("red", "green", "blue")
+
+
+def toy_label_map(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Blocks of random classes, with an unlabelled border on the left."""
+    blocks = rng.integers(0, len(NAMES), (3, 4))
+    label_map = np.repeat(np.repeat(blocks, -(-height // 3), axis=0), -(-width // 4), axis=1)[:height, :width].astype(np.int32)
+    label_map[:, :2] = -1
+    return label_map
+
+
+def toy_photo(rng: np.random.Generator, label_map: np.ndarray) -> np.ndarray:
+    image = CLASS_COLOURS[np.maximum(label_map, 0)].astype(np.int64) + rng.integers(-20, 20, (*label_map.shape, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def write_toy_shards(root, split: str, num: int, sizes=((32, 48),), seed: int = 0, file_format: str = "tsv", names=NAMES) -> ClassVocabulary:
+    """Writes `num` rows whose photo sizes cycle through `sizes` (height, width); returns their vocabulary."""
+    vocabulary = ClassVocabulary(tuple(names), source="toy")
+    rng = np.random.default_rng(seed)
+    with ShardWriter(str(root), split, vocabulary, ["image", "label_map", "id"], format=file_format) as writer:
+        for i in range(num):
+            label_map = toy_label_map(rng, *sizes[i % len(sizes)])
+            image = codec.encode_image(toy_photo(rng, label_map), "png")
+            writer.write({"id": f"{split}{i}", "image": image, "label_map": codec.encode_label_map(label_map, vocabulary)})
+    return vocabulary
+
+
+def write_words(folder, words) -> str:
+    """A `dict.txt` of whole words for `--bpe-dir`; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dict.txt").write_text("".join(f"{word} 1\n" for word in words), encoding="utf-8")
+    return str(folder)
+
+
+PROMPT_WORDS = "what is the segmentation map of image? object: unknown".split()

@@ -1,0 +1,221 @@
+"""Task of small-scale vision-language pretraining: captions, region descriptions, infilling and copying as token sequences."""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING
+from torch import Tensor
+
+from ofaseg import tokenizers
+from ofaseg.data.codec import decode_image, decode_label_map
+from ofaseg.data.pretraining_dataset import IMAGE_COLUMNS, TASKS, PretrainingDataset, PretrainingMixture, PretrainingSymbols
+from ofaseg.data.shards import ShardReader, load_vocabulary
+from ofaseg.data.synthetic import ArtificialImageSampler
+from ofaseg.prompts import SEGMENTATION_PROMPT, UNKNOWN_NAME, source_token_ids
+from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, resolve_vocabulary
+from user_tasks.segmentation_task import AUTOCAST
+
+logger = logging.getLogger(__name__)
+
+PROBE_MOSAICS = 64
+"""Word mosaics behind the class means of the transfer number."""
+
+
+@dataclass
+class VisionLanguagePretrainingTaskConfig(FairseqDataclass):
+    data: str = field(default=MISSING, metadata={"help": "folder of shards with the columns image, captions, boxes"})
+    class_names: str = field(default="", metadata={"help": "names the model's class table starts with; default: the shards' vocabulary"})
+    bpe_dir: str = field(default="", metadata={"help": "folder of the tokenizer: dict.txt, or GPT-2 or SentencePiece files"})
+    bpe: Optional[ChoiceEnum(["gpt2", "sentencepiece", "word"])] = field(default=None, metadata={"help": "tokenizer, when --bpe-dir leaves a choice"})
+    num_bins: int = field(default=12, metadata={"help": "number of <bin_i> location symbols"})
+    code_dict_size: int = field(default=0, metadata={"help": "number of <code_i> symbols"})
+    patch_image_size: int = field(default=96, metadata={"help": "side of the images, pixels"})
+    max_source_positions: int = field(default=512, metadata={"help": "text positions of the model"})
+    caption_task: float = field(default=0.4, metadata={"help": "weight of captioning in the mixture"})
+    box_task: float = field(default=0.3, metadata={"help": "weight of region description: location symbols -> words"})
+    ground_task: float = field(default=0.0, metadata={"help": "weight of grounding: words -> location symbols"})
+    infill_task: float = field(default=0.2, metadata={"help": "weight of infilling masked captions"})
+    copy_task: float = field(default=0.1, metadata={"help": "weight of repeating random words"})
+    mask_ratio: float = field(default=0.3, metadata={"help": "share of words masked by infilling"})
+    hidden_ratio: float = field(default=0.5, metadata={"help": "share of infilling samples without the image"})
+    no_flip: bool = field(default=False, metadata={"help": "do not mirror images at random"})
+    alignment_captions: bool = field(default=False, metadata={"help": "hand captions to the criterion (needed by its alignment losses)"})
+    transfer_probe: bool = field(
+        default=False,
+        metadata={"help": "in validation only: patch accuracy of class means of word mosaics on photos (reads label maps)"},
+    )
+    autocast: ChoiceEnum(["none", "bf16", "fp16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
+    reuse_dataloader: bool = field(default=False, metadata={"help": "keep data workers over epochs"})
+    seed: int = II("common.seed")
+
+
+@register_task("vision_language_pretraining", dataclass=VisionLanguagePretrainingTaskConfig)
+class VisionLanguagePretrainingTask(FairseqTask):
+    """Trains an OFA-style model on image, caption and box rows; label maps are never read in training.
+
+    Attributes:
+        task_names: the token-sequence tasks, in the order of the batches' `tasks`.
+        content_word_ids: dictionary ids of every text symbol, what copying draws from.
+        class_token_ids: C lists of dictionary ids of the class names (the model's class table starts from them).
+    """
+
+    task_names = TASKS
+
+    def __init__(self, cfg: VisionLanguagePretrainingTaskConfig, vocabulary: ClassVocabulary):
+        super().__init__(cfg)
+        self.vocabulary = vocabulary
+        self.tokenizer = tokenizers.build_tokenizer(cfg.bpe_dir, str(cfg.bpe) if cfg.bpe else "")
+        self.dictionary = tokenizers.build_dictionary(cfg.bpe_dir, self.tokenizer, cfg.code_dict_size, cfg.num_bins, len(vocabulary))
+        self.class_token_ids = [self.encode(name) for name in vocabulary.names]
+        self.content_word_ids = np.arange(self.dictionary.nspecial, self.dictionary.index("<mask>"))
+        self._mosaic_means: Optional[Tensor] = None
+
+    @classmethod
+    def setup_task(cls, cfg: VisionLanguagePretrainingTaskConfig, **kwargs):
+        return cls(cfg, resolve_vocabulary(cfg.class_names, load_vocabulary(cfg.data)))
+
+    def encode(self, text: str) -> list[int]:
+        return tokenizers.encode_text(text, self.tokenizer, self.dictionary)
+
+    @property
+    def source_dictionary(self):
+        return self.dictionary
+
+    @property
+    def target_dictionary(self):
+        return self.dictionary
+
+    def max_positions(self):
+        return None
+
+    # ---- data ----
+
+    def mixture(self) -> PretrainingMixture:
+        cfg = self.cfg
+        return PretrainingMixture(
+            caption=cfg.caption_task,
+            box=cfg.box_task,
+            ground=cfg.ground_task,
+            infill=cfg.infill_task,
+            copy=cfg.copy_task,
+            mask_ratio=cfg.mask_ratio,
+            hidden_ratio=cfg.hidden_ratio,
+            flip=0.0 if cfg.no_flip else 0.5,
+        )
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+        probe = self.cfg.transfer_probe and split != "train"
+        columns = [*IMAGE_COLUMNS, "id", *(["label_map"] if probe else [])]
+        dictionary = self.dictionary
+        symbols = PretrainingSymbols(
+            dictionary.bos(),
+            dictionary.pad(),
+            dictionary.eos(),
+            dictionary.index("<mask>"),
+            dictionary.index("<bin_0>"),
+            self.cfg.num_bins,
+            self.content_word_ids,
+        )
+        self.datasets[split] = PretrainingDataset(
+            ShardReader.for_split(self.cfg.data, split, columns=columns),
+            decode_image,
+            self.encode,
+            symbols,
+            self.mixture(),
+            self.cfg.seed,
+            self.cfg.patch_image_size,
+            caption_ids=self.cfg.alignment_captions,
+            decode_label_map=self._decode_label_map if probe else None,
+        )
+
+    def _decode_label_map(self, data: bytes) -> np.ndarray:
+        return decode_label_map(data, self.vocabulary, "validation label map")
+
+    # ---- steps ----
+
+    def autocast(self, device: torch.device):
+        """One autocast context per step: its cache of cast weights lives until the context ends."""
+        if self.cfg.autocast == "none":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=AUTOCAST[str(self.cfg.autocast)])
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        model.train()
+        model.set_num_updates(update_num)
+        with self.autocast(sample["id"].device):
+            loss, sample_size, logging_output = criterion(model, sample)
+        optimizer.backward(loss * 0 if ignore_grad else loss)
+        return loss, sample_size, logging_output
+
+    def valid_step(self, sample, model, criterion):
+        model.eval()
+        with torch.no_grad(), self.autocast(sample["id"].device):
+            loss, sample_size, logging_output = criterion(model, sample)
+            if "label_maps" in sample:
+                logging_output["_transfer"] = self.transfer_counts(model, sample)
+        return loss, sample_size, logging_output
+
+    def reduce_metrics(self, logging_outputs, criterion) -> None:
+        super().reduce_metrics(logging_outputs, criterion)
+        counts = [log["_token_counts"] for log in logging_outputs if "_token_counts" in log]
+        if counts:
+            for name, (correct, total) in zip(TASKS, sum(counts).tolist(), strict=True):
+                if total:
+                    metrics.log_scalar(f"acc_{name}", correct / total, total, round=4)
+        counts = [log["_transfer"] for log in logging_outputs if "_transfer" in log]
+        if counts:
+            correct, total = sum(counts).tolist()
+            metrics.log_scalar("transfer", correct / max(total, 1), total, round=4)
+
+    # ---- the transfer number ----
+
+    def begin_valid_epoch(self, epoch, model) -> None:
+        super().begin_valid_epoch(epoch, model)
+        if self.cfg.transfer_probe:
+            model.eval()
+            with torch.no_grad():
+                self._mosaic_means = self.mosaic_means(model)
+
+    def segmentation_source(self, batch: int, device) -> Tensor:
+        """(batch, S) source text of the segmentation prompt with the class names."""
+        dictionary = self.dictionary
+        ids = source_token_ids(
+            self.encode(SEGMENTATION_PROMPT),
+            self.class_token_ids,
+            self.encode(UNKNOWN_NAME),
+            dictionary.bos(),
+            dictionary.eos(),
+            self.cfg.max_source_positions,
+            self.vocabulary.names,
+        )
+        return torch.tensor(ids, device=device).expand(batch, -1)
+
+    def mosaic_means(self, model) -> Tensor:
+        """(C, D) unit mean encoder output of each class word over random word mosaics."""
+        side = self.cfg.patch_image_size // model.grid_stride
+        num_classes = len(self.vocabulary)
+        sampler = ArtificialImageSampler(num_classes, (side, side), (side, side), 1, side, self.cfg.seed)
+        maps = torch.from_numpy(np.stack([sampler(0, k)[0] for k in range(PROBE_MOSAICS)])).to(model.class_embeddings().device)
+        encoded = model.encode(self.segmentation_source(len(maps), maps.device), class_maps=maps)
+        tokens = encoded.tokens[:, : side * side].flatten(0, 1).float()
+        sums = tokens.new_zeros(num_classes, tokens.shape[1]).index_add_(0, maps.flatten(), tokens)
+        return F.normalize(sums, dim=-1)
+
+    def transfer_counts(self, model, sample: dict) -> Tensor:
+        """(2,) float64: patches of photos that the nearest mosaic mean names rightly, and all labelled patches."""
+        images = sample["net_input"]["patch_images"]
+        encoded = model.encode(self.segmentation_source(len(images), images.device), patch_images=images)
+        cells = encoded.grid[0] * encoded.grid[1]
+        guess = (encoded.tokens[:, :cells].float() @ self._mosaic_means.T).argmax(-1)
+        half, stride = model.grid_stride // 2, model.grid_stride
+        label = sample["label_maps"][:, half::stride, half::stride].flatten(1).to(guess.device)
+        labelled = label != IGNORE_INDEX
+        return torch.stack([(guess.eq(label) & labelled).sum(), labelled.sum()]).double()
