@@ -1,0 +1,35 @@
+"""The console command `ofaseg`: evaluate, predict, report."""
+
+import argparse
+import importlib
+from typing import Optional, Sequence
+
+from ofaseg.commands.common import run_command
+
+COMMANDS = {
+    "evaluate": "scores of a checkpoint on a split of shards",
+    "predict": "segment photos into named classes",
+    "report": "one HTML page from evaluations and training logs",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with one sub-command per entry of COMMANDS."""
+    parser = argparse.ArgumentParser(prog="ofaseg", description="Segmentation with class names as words, on fairseq.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"ofaseg.commands.{name}")
+        subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Runs a sub-command and returns its exit status."""
+    args = build_parser().parse_args(argv)
+    return run_command(args.run, args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""What the commands share: device and processes, loading a checkpoint, exit status of user errors."""
+
+import argparse
+import logging
+import os
+import sys
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Optional, Sequence
+
+import torch
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options about the model, the same in every command that runs one."""
+    parser.add_argument("--class-names", default="", help="class names: a file with one per line, or a comma-separated list")
+    parser.add_argument("--bpe-dir", default="", help="tokenizer folder, when it is not where the checkpoint was trained")
+    parser.add_argument("--device", default="", help="cpu, cuda, cuda:1 ... (default: a GPU when there is one)")
+    parser.add_argument(
+        "--resnet-topk", type=int, default=None, help="neighbours in feature propagation (default: the checkpoint's setting)"
+    )
+    parser.add_argument("--resnet-iters", type=int, default=None, help="rounds of feature propagation, 0 = off (default: the checkpoint's)")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the checkpoint's task, such as patch_image_size=256",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict:
+    """['a=1', 'b=x'] -> {'a': 1, 'b': 'x'}; numbers and true/false are read as such.
+
+    Raises:
+        ValueError: a pair without '='.
+    """
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--override {pair!r}: write KEY=VALUE")
+        values[key.strip()] = _literal(text.strip())
+    return values
+
+
+def _literal(text: str):
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def post_process_changes(args) -> dict:
+    """The fields of `PostProcess` that the command line sets."""
+    changes = {"resnet_topk": args.resnet_topk, "resnet_iters": args.resnet_iters, "flip_average": args.flip or None}
+    return {key: value for key, value in changes.items() if value is not None}
+
+
+def choose_device(name: str = "") -> torch.device:
+    """The named device, or this process's GPU, or the CPU.
+
+    Raises:
+        ValueError: the name is no device of this machine.
+    """
+    if not name:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r}: not a device; say cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name!r}: torch finds no GPU here; say cpu")
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device):
+    """Joins the other processes when started by torchrun (WORLD_SIZE above 1), and leaves them at the end. Yields the rank."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or dist.is_initialized():
+        yield dist.get_rank() if dist.is_initialized() else 0
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def main(module: ModuleType, prog: str, argv: Optional[Sequence[str]] = None) -> int:
+    """Runs one command module as a program of its own."""
+    parser = argparse.ArgumentParser(prog=prog, description=module.__doc__)
+    module.add_arguments(parser)
+    return run_command(module.run, parser.parse_args(argv))
+
+
+def run_command(run, args) -> int:
+    """Exit status of a command; an error of the user's making is one line on stderr and status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        return run(args)
+    except (ValueError, OSError) as error:
+        if getattr(args, "debug", False):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2

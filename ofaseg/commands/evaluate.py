@@ -1,0 +1,143 @@
+"""Scores a checkpoint on a split of shards: JSON, a Markdown row, and a few examples for the report.
+
+Runs on one process, or on several under torchrun; the scores are the same.
+"""
+
+import argparse
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ofaseg.commands import common
+from ofaseg.evaluation import pictures, report
+from ofaseg.evaluation.evaluator import SemanticEvaluator, evaluate_batches, rank_indices
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE_SIDE = 1024
+"""Long side of the stored examples at most."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="fairseq checkpoint (.pt), or exported model.safetensors")
+    parser.add_argument("shards", help="folder of shards")
+    parser.add_argument("--split", default="val", help="which split (default: val)")
+    parser.add_argument("--batch-size", type=int, default=1, help="photos at once; photos of one size share a batch")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that decode rows")
+    parser.add_argument("--limit", type=int, default=0, help="only so many rows, evenly spread over the split (0 = all)")
+    parser.add_argument("--out", default="", help="folder for scores.json, scores.md, examples and overlays")
+    parser.add_argument("--examples", type=int, default=8, help="photos kept as examples under --out")
+    parser.add_argument("--name", default="", help="name of the result in tables (default: from the checkpoint's path)")
+    parser.add_argument("--selected-cols", default="", help="positions of image, label map and id in a TSV row, such as 0,1,2")
+    parser.add_argument("--rename-classes", action="store_true", help="--class-names re-words the shards' classes one by one")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 when rows had to be left out")
+    common.add_model_arguments(parser)
+
+
+def run(args) -> int:
+    device = common.choose_device(args.device)
+    with common.process_group(device) as rank:
+        return evaluate(args, device, rank)
+
+
+def evaluate(args, device, rank: int) -> int:
+    """The command on one of the ranks; rank 0 prints and writes."""
+    model, task = _load(args, device)
+    dataset = task.photo_dataset(args.split, training=False)
+    rows = spread(len(dataset), args.limit or len(dataset))
+    mine = [rows[i] for i in rank_indices(len(rows))]
+    batches = dataset.batch_by_size(mine, max_sentences=args.batch_size)
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collater, num_workers=args.num_workers)
+    post = task.post_process(**common.post_process_changes(args))
+    wanted = {rows[i] for i in spread(len(rows), args.examples)} if args.out else set()
+
+    with tqdm(total=len(mine), unit="image", disable=None if rank == 0 else True) as bar:
+
+        def on_batch(batch, outputs):
+            bar.update(len(outputs) + len(batch.get("bad_rows", ())))
+            for index, output, label_map in zip(batch["id"].tolist(), outputs, batch.get("native_label_maps", ())):
+                if index in wanted:
+                    write_example(Path(args.out), dataset.reader, index, output.label_map, label_map, task.vocabulary)
+
+        result = evaluate_batches(
+            loader,
+            lambda batch: task.predict_batch(model, batch["net_input"], batch["native_sizes"], post),
+            SemanticEvaluator(task.vocabulary),
+            on_batch,
+        )
+    if rank == 0:
+        _report(args, result, task.vocabulary, post)
+    return 1 if args.strict and result.bad_rows else 0
+
+
+def _load(args, device):
+    from ofaseg.checkpoints import load_model
+
+    overrides = {"data": str(args.shards)} | common.parse_overrides(args.override)
+    given = {"bpe_dir": args.bpe_dir, "selected_cols": args.selected_cols, "rename_classes": args.rename_classes or None}
+    overrides |= {key: value for key, value in given.items() if value}
+    model, task = load_model(args.checkpoint, class_names=args.class_names or None, device=device, overrides=overrides)
+    return model.eval(), task
+
+
+def _report(args, result, vocabulary, post) -> None:
+    """Prints the table and writes scores.json and scores.md."""
+    name = args.name or default_name(args.checkpoint)
+    table = report.markdown_table(report.with_constant(name, result.scores))
+    print(report.class_table(result.scores))
+    print(table)
+    speed = result.images / max(result.seconds, 1e-9)
+    summary = f"{result.images} images of {args.split} in {result.seconds:.1f} s ({speed:.1f} per second)"
+    print(summary + (f"; {len(result.bad_rows)} rows left out" if result.bad_rows else ""))
+    for message in result.bad_rows[:10]:
+        print(f"  left out: {message}")
+    if args.out:
+        about = {
+            "name": name,
+            "checkpoint": str(args.checkpoint),
+            "shards": str(args.shards),
+            "split": args.split,
+            "seconds": result.seconds,
+        }
+        settings = {"post_process": vars(post), "bad_rows": result.bad_rows, "vocabulary": vocabulary.to_json()}
+        report.write_json(Path(args.out) / "scores.json", about | result.scores | settings)
+        report.write_text(Path(args.out) / "scores.md", table + "\n" + report.class_table(result.scores))
+        print(f"written: {Path(args.out) / 'scores.json'}, scores.md, examples and overlays beside them")
+
+
+def default_name(checkpoint) -> str:
+    """Folder and stem of a checkpoint's path."""
+    path = Path(checkpoint)
+    return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` (at most `total`) row numbers evenly spread over 0..total-1, ascending and distinct."""
+    count = min(count, total)
+    return [int(i) for i in np.linspace(0, total - 1, count).round()] if count > 1 else list(range(count))
+
+
+def safe_name(text: str) -> str:
+    """A file name made from an id."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("._") or "image"
+
+
+def write_example(out: Path, reader, index: int, prediction, label_map, vocabulary) -> None:
+    """Keeps one photo with both label maps under examples/<id>/ and draws overlays/<id>.png."""
+    from ofaseg.data import codec
+
+    row = reader.read(index, columns=("id", "image"))
+    image = codec.decode_image(row["image"], where=reader.location(index))
+    maps = [np.asarray(m.cpu(), dtype=np.int32) for m in (label_map, prediction)]
+    image, (label_map, prediction) = pictures.shrink(image, maps, EXAMPLE_SIDE)
+    name = safe_name(str(row.get("id", index)))
+    folder = out / "examples" / name
+    pictures.write(folder / "photo.jpg", pictures.encode(image, "JPEG", quality=95))
+    pictures.write(folder / "labels.png", pictures.index_png(label_map, vocabulary.palette))
+    pictures.write(folder / "prediction.png", pictures.index_png(prediction, vocabulary.palette))
+    comparison = pictures.comparison(image, {"photo": None, "labels": label_map, "prediction": prediction}, vocabulary)
+    pictures.write(out / "overlays" / f"{name}.png", pictures.encode(comparison))

@@ -1,0 +1,153 @@
+"""Segments photos into named classes: an overlay with a legend, an index PNG and a JSON file of areas for each.
+
+Photos are files, folders, text files with one path or URL per line, and file:// or http(s):// URLs.
+"""
+
+import argparse
+import logging
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from ofaseg.commands import common
+from ofaseg.evaluation import pictures, report
+
+logger = logging.getLogger(__name__)
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+URL_TIMEOUT = 20.0
+MAX_URL_BYTES = 256 * 2**20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", help="photos, folders, .txt lists of photos, file:// or http(s):// URLs")
+    parser.add_argument("--checkpoint", required=True, help="fairseq checkpoint (.pt), or exported model.safetensors")
+    parser.add_argument("--out", default="predictions", help="folder for the results (default: predictions)")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 when a photo could not be segmented")
+    common.add_model_arguments(parser)
+
+
+def run(args) -> int:
+    from ofaseg.checkpoints import load_model
+
+    sources = list(dict.fromkeys(expand(args.images)))
+    if not sources:
+        raise ValueError(f"no photo in {', '.join(args.images)}; photos end in {' '.join(PHOTO_SUFFIXES)}")
+    overrides = common.parse_overrides(args.override) | ({"bpe_dir": args.bpe_dir} if args.bpe_dir else {})
+    device = common.choose_device(args.device)
+    model, task = load_model(args.checkpoint, class_names=args.class_names or None, device=device, overrides=overrides)
+    model.eval()
+    post = task.post_process(**common.post_process_changes(args))
+    failures = 0
+    for source, name in tqdm(zip(sources, output_names(sources)), total=len(sources), unit="image", disable=None):
+        try:
+            areas = predict_one(source, Path(args.out) / name, model, task, post)
+        except (ValueError, OSError) as error:
+            failures += 1
+            logger.error("%s: %s", source, error)
+            continue
+        shown = ", ".join(f"{area['name']} {area['percent']:.1f} %" for area in areas[:5])
+        tqdm.write(f"{source}: {shown}")
+    print(
+        f"{len(sources) - failures} of {len(sources)} photos segmented into {args.out}"
+        + (f"; {failures} failed, see above" if failures else "")
+    )
+    return 1 if failures == len(sources) or (args.strict and failures) else 0
+
+
+def predict_one(source: str, stem: Path, model, task, post) -> list[dict]:
+    """Segments one photo and writes <stem>_overlay.png, <stem>_index.png and <stem>.json; returns the areas.
+
+    Raises:
+        ValueError, OSError: the photo cannot be read or decoded.
+    """
+    from ofaseg.data import codec
+
+    start = time.perf_counter()
+    image = codec.decode_image(read_bytes(source), where=source)
+    batch = task.encode_image_for_predict(image)
+    output = task.predict_batch(model, batch["net_input"], batch["native_sizes"], post)[0]
+    label_map = output.label_map.cpu().numpy().astype(np.int32)
+    areas = pictures.class_areas(label_map, task.vocabulary)
+    overlay = pictures.overlay_with_legend(image, label_map, task.vocabulary)
+    pictures.write(stem.with_name(stem.name + "_overlay.png"), pictures.encode(overlay))
+    pictures.write(stem.with_name(stem.name + "_index.png"), pictures.index_png(label_map, task.vocabulary.palette))
+    about = {"image": source, "height": image.shape[0], "width": image.shape[1], "class_names": list(task.vocabulary.names)}
+    seconds = round(time.perf_counter() - start, 3)
+    report.write_json(stem.with_name(stem.name + ".json"), about | {"areas": areas, "post_process": vars(post), "seconds": seconds})
+    return areas
+
+
+def expand(arguments: list[str]) -> Iterator[str]:
+    """Files and URLs named by the arguments, in order: folders are searched through, .txt files read line by line.
+
+    Raises:
+        ValueError: a path does not exist, or a list names itself.
+    """
+    for argument in arguments:
+        if _is_url(argument):
+            yield argument
+            continue
+        path = Path(argument)
+        if path.is_dir():
+            yield from (str(p) for p in sorted(path.rglob("*")) if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
+        elif path.suffix.lower() == ".txt" and path.is_file():
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            for line in lines:
+                if line and not line.startswith("#"):
+                    yield line if _is_url(line) or Path(line).is_absolute() else str(path.parent / line)
+        elif path.is_file():
+            yield str(path)
+        else:
+            raise ValueError(f"{argument}: no such file or folder")
+
+
+def output_names(sources: list[str]) -> list[str]:
+    """One file stem per source, from its own name; equal names get a number."""
+    names, taken = [], set()
+    for source in sources:
+        path = urllib.parse.urlsplit(source).path if _is_url(source) else source
+        stem = Path(urllib.parse.unquote(path)).stem or "image"
+        name, number = stem, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def read_bytes(source: str) -> bytes:
+    """The bytes of a file or URL.
+
+    Raises:
+        ValueError: a URL that cannot be fetched, or is too large, with the reason.
+        OSError: a file that cannot be read.
+    """
+    if not _is_url(source):
+        return Path(source).read_bytes()
+    parts = urllib.parse.urlsplit(source)
+    if parts.scheme == "file":
+        return Path(urllib.request.url2pathname(parts.path)).read_bytes()
+    try:
+        request = urllib.request.Request(source, headers={"User-Agent": "ofaseg"})
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
+            data = response.read(MAX_URL_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        raise ValueError(f"the server answered {error.code} {error.reason}; check the address") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise ValueError(f"cannot be fetched ({reason}); is this machine online? Download the file and give its path instead") from error
+    if len(data) > MAX_URL_BYTES:
+        raise ValueError(f"larger than {MAX_URL_BYTES // 2**20} MiB; download the file and give its path instead")
+    return data
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://", "file://"))

@@ -1,0 +1,108 @@
+"""Scores -> JSON, a Markdown table, and a line for people. Percentages are made here and nowhere before."""
+
+import json
+import math
+from pathlib import Path
+from typing import Optional, Sequence
+
+from ofaseg.atomic import atomic_write
+
+COLUMNS = (
+    ("mIoU", "mIoU"),
+    ("thing_mIoU", "objects"),
+    ("stuff_mIoU", "backgrounds"),
+    ("base_mIoU", "base"),
+    ("novel_mIoU", "novel"),
+    ("harmonic_mIoU", "harmonic"),
+    ("mAcc", "mAcc"),
+    ("aAcc", "aAcc"),
+    ("fwIoU", "fwIoU"),
+)
+"""Score key and column title, in the order of tables; a column without any value is left out."""
+
+
+def percent(value: Optional[float]) -> str:
+    """0.4237 -> '42.4'; '–' for what is undefined."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def columns_with_values(results: Sequence[dict]) -> list[tuple[str, str]]:
+    """The entries of COLUMNS that at least one of the score dicts has."""
+    return [(key, title) for key, title in COLUMNS if any(scores.get(key) is not None for scores in results)]
+
+
+def markdown_table(results: Sequence[tuple[str, dict]], header: bool = True) -> str:
+    """A Markdown table with one row per (name, scores); values in percent.
+
+    With `header` False only the rows, to append to a table made before from the same kind of scores.
+    """
+    columns = columns_with_values([scores for _, scores in results])
+    lines = []
+    if header:
+        lines.append("| | " + " | ".join(title for _, title in columns) + " | images |")
+        lines.append("|---|" + "---:|" * (len(columns) + 1))
+    for name, scores in results:
+        cells = [percent(scores.get(key)) for key, _ in columns] + [str(scores.get("images", "–"))]
+        lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def class_table(scores: dict) -> str:
+    """Markdown: IoU, accuracy and share of the labelled pixels per class, in percent."""
+    lines = ["| class | IoU | accuracy | share of pixels |", "|---|---:|---:|---:|"]
+    rows = zip(scores["class_names"], scores["IoU_per_class"], scores["acc_per_class"], scores["label_share_per_class"])
+    lines += [f"| {_cell(name)} | {percent(iou)} | {percent(accuracy)} | {percent(share)} |" for name, iou, accuracy, share in rows]
+    return "\n".join(lines) + "\n"
+
+
+def with_constant(name: str, scores: dict) -> list[tuple[str, dict]]:
+    """The result, followed by the best constant prediction of the same data when the scores carry it."""
+    rows = [(name, scores)]
+    if scores.get("constant"):
+        label = f"best constant prediction ({scores['constant'].get('constant_name')})"
+        rows.append((label, scores["constant"] | {"images": scores.get("images", "–")}))
+    return rows
+
+
+def jsonable(value):
+    """The same structure with nan and infinities replaced by None, for strict JSON."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path, data: dict) -> None:
+    """Writes strict, indented JSON atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(jsonable(data), file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def write_text(path, text: str) -> None:
+    """Writes a UTF-8 text file atomically."""
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def read_scores(path) -> dict:
+    """A score file written by `write_json`.
+
+    Raises:
+        ValueError: not valid JSON, or no scores inside.
+    """
+    path = Path(path)
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a score file ({error}); write one with `ofaseg evaluate ... --out`") from error
+    if not isinstance(scores, dict) or "mIoU" not in scores:
+        raise ValueError(f"{path}: holds no mIoU; write one with `ofaseg evaluate ... --out`")
+    return scores
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
