@@ -159,7 +159,7 @@ class VisionLanguagePretrainingTask(FairseqTask):
         model.eval()
         with torch.no_grad(), self.autocast(sample["id"].device):
             loss, sample_size, logging_output = criterion(model, sample)
-            if "label_maps" in sample:
+            if "label_maps" in sample and sample["net_input"] is not None:
                 logging_output["_transfer"] = self.transfer_counts(model, sample)
         return loss, sample_size, logging_output
 

@@ -1,12 +1,12 @@
-"""Vision-language pretraining as token sequences: captions, region descriptions, text infilling and copying. No label map is read.
+"""Vision-language pretraining as token sequences: captions, region descriptions, text infilling and copying.
 
 The tasks and their prompts follow OFA (section 3.3 of its paper): a row's image, captions and boxes become a source sentence and a
-target sentence. The image is hidden in all copying samples and in half of the infilling samples.
+target sentence. The image is hidden in all copying samples and in half of the infilling samples. No sample is made from a label map.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -95,6 +95,7 @@ class PretrainingDataset(FairseqDataset):
         symbols, mixture, seed: see the classes above.
         image_side: expected H and W of every image.
         caption_ids: also hand out the token ids of one caption per sample, for the alignment losses.
+        decode_label_map: for diagnostics in validation: also hand out label maps (H, W), mirrored with the image.
     """
 
     def __init__(
@@ -107,9 +108,11 @@ class PretrainingDataset(FairseqDataset):
         seed: int,
         image_side: int,
         caption_ids: bool = False,
+        decode_label_map: Optional[Callable[[bytes], np.ndarray]] = None,
     ):
         self.rows, self.decode_image, self.encode, self.symbols, self.mixture = rows, decode_image, encode, symbols, mixture
         self.seed, self.image_side, self.caption_ids = seed, image_side, caption_ids
+        self.decode_label_map = decode_label_map
         self.probabilities = mixture.probabilities()
         self.epoch = 1
 
@@ -147,6 +150,9 @@ class PretrainingDataset(FairseqDataset):
         }
         if self.caption_ids:
             sample["caption_ids"] = torch.tensor(self.encode(self._caption(row, rng)))
+        if self.decode_label_map is not None:
+            label_map = self.decode_label_map(row["label_map"])
+            sample["label_map"] = torch.from_numpy(np.ascontiguousarray(label_map[:, ::-1] if example.flip else label_map)).long()
         return sample
 
     def make_example(self, task: str, row: dict, rng: np.random.Generator) -> Example:
@@ -183,30 +189,41 @@ class PretrainingDataset(FairseqDataset):
         return ([self.image_side - x1, y0, self.image_side - x0, y1] if flip else [x0, y0, x1, y1]), entry["text"]
 
     def collater(self, samples: list) -> dict:
-        """Batch with net_input (src_tokens, patch_images uint8, patch_masks, prev_output_tokens), target (B,T), tasks (B,)."""
+        """Batch of two parts: `net_input` of the samples that see their image, then `text_input` of those that do not.
+
+        Either is None when it has no sample. The other entries follow this order: id (B,), target (B, T), tasks (B,);
+        on request caption_ids (n, L) and label_maps (n, H, W) of the n that see. Inputs: src_tokens, patch_images uint8, prev_output_tokens.
+        """
         if not samples:
             return {}
-        pad = self.symbols.pad
-        target = pad_sequences([sample["target"] for sample in samples], pad)
-        prev = torch.full_like(target, pad)
-        prev[:, 0] = self.symbols.bos
-        prev[:, 1:] = target[:, :-1].masked_fill(target[:, 1:] == pad, pad)
+        seeing = [sample for sample in samples if sample["see_image"]]
+        blind = [sample for sample in samples if not sample["see_image"]]
+        samples = seeing + blind
+        target = pad_sequences([sample["target"] for sample in samples], self.symbols.pad)
         batch = {
             "id": torch.tensor([sample["id"] for sample in samples]),
             "nsentences": len(samples),
-            "ntokens": int((target != pad).sum()),
-            "net_input": {
-                "src_tokens": pad_sequences([sample["source"] for sample in samples], pad),
-                "patch_images": torch.stack([sample["image"] for sample in samples]),
-                "patch_masks": torch.tensor([sample["see_image"] for sample in samples]),
-                "prev_output_tokens": prev,
-            },
+            "ntokens": int((target != self.symbols.pad).sum()),
+            "net_input": self._inputs(seeing, target[: len(seeing)]) if seeing else None,
+            "text_input": self._inputs(blind, target[len(seeing) :]) if blind else None,
             "target": target,
             "tasks": torch.tensor([sample["task"] for sample in samples]),
         }
+        if seeing:
+            batch["net_input"]["patch_images"] = torch.stack([sample["image"] for sample in seeing])
         if self.caption_ids:
-            batch["caption_ids"] = pad_sequences([sample["caption_ids"] for sample in samples], pad)
+            batch["caption_ids"] = pad_sequences([sample["caption_ids"] for sample in seeing or samples], self.symbols.pad)
+        if self.decode_label_map is not None:
+            batch["label_maps"] = torch.stack([sample["label_map"] for sample in seeing or samples])
         return batch
+
+    def _inputs(self, samples: list, target: Tensor) -> dict:
+        """Source tokens, and the target moved right by one behind bos."""
+        pad = self.symbols.pad
+        prev = torch.full_like(target, pad)
+        prev[:, 0] = self.symbols.bos
+        prev[:, 1:] = target[:, :-1].masked_fill(target[:, 1:] == pad, pad)
+        return {"src_tokens": pad_sequences([sample["source"] for sample in samples], pad), "prev_output_tokens": prev}
 
     def num_tokens(self, index: int) -> int:
         return 1
