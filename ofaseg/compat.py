@@ -53,6 +53,7 @@ QUIET = (
     (r"`torch\.jit\.script` is deprecated", None),
     (r"`torch\.cuda\.amp\.", FutureWarning),
     (r"'pin_memory' argument is set as true but no accelerator is found", None),
+    (r"`broadcast_buffers` is deprecated", FutureWarning),
 )
 
 _in_place: list = []  # ids of the patches that were put in place
