@@ -106,9 +106,19 @@ def main(module: ModuleType, prog: str, argv: Optional[Sequence[str]] = None) ->
     return run_command(module.run, parser.parse_args(argv))
 
 
+def _set_up_logging() -> None:
+    """Messages from INFO on, on stderr; a library that was imported before may have asked for more, in its own form."""
+    logging.basicConfig(stream=sys.stderr)
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for handler in root.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+
+
 def run_command(run, args) -> int:
     """Exit status of a command; an error of the user's making is one line on stderr and status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    _set_up_logging()
     try:
         return run(args)
     except (ValueError, OSError) as error:

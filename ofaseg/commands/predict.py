@@ -70,7 +70,7 @@ def predict_one(source: str, stem: Path, model, task, post) -> list[dict]:
     from ofaseg.data import codec
 
     start = time.perf_counter()
-    image = codec.decode_image(read_bytes(source), where=source)
+    image = codec.decode_image(read_bytes(source))
     batch = task.encode_image_for_predict(image)
     output = task.predict_batch(model, batch["net_input"], batch["native_sizes"], post)[0]
     label_map = output.label_map.cpu().numpy().astype(np.int32)
