@@ -1,7 +1,8 @@
 """``--optimizer torch_adamw``: torch's own AdamW with one kernel per step instead of a Python loop over parameters.
 
 The update is that of fairseq's ``adam`` (decoupled weight decay, as the official IFSeg scripts use it), and it takes the
-same flags. ``--zero1`` shares the optimizer state out over the processes of the job.
+same flags; only eps stands after the bias correction instead of before it. ``--zero1`` shares the optimizer state out
+over the processes of the job.
 """
 
 import ast
