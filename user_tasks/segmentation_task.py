@@ -14,12 +14,13 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 from torch import Tensor
 
+from ofaseg.checkpoints import load_pretrained
 from ofaseg.data import transforms
 from ofaseg.data.segmentation_dataset import SegmentationDataset
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.evaluation import postprocess, semantic
 from ofaseg.structures import DenseOutput, SegmentationOutput
-from ofaseg.vocabulary import ClassVocabulary, resolve_vocabulary
+from ofaseg.vocabulary import ClassVocabulary, VocabularyError, resolve_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,28 @@ class SegmentationTask(FairseqTask):
             ignore_label = 0 if cfg.label_offset else None
             vocabulary = replace(vocabulary, label_offset=cfg.label_offset, ignore_label=ignore_label)
         return vocabulary
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        """Builds the model, from `--pretrained` weights where given; logs what matched."""
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.pretrained and not from_checkpoint:
+            load_pretrained(model, self.cfg.pretrained)
+        return model
+
+    def state_dict(self) -> dict:
+        """What a checkpoint says of the task: the class vocabulary."""
+        return {"vocabulary": self.vocabulary.to_json()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Raises VocabularyError when a run is resumed with other classes than it was trained with."""
+        if "vocabulary" in state_dict:
+            trained = ClassVocabulary.from_json(state_dict["vocabulary"], "the checkpoint")
+            if trained.names != self.vocabulary.names:
+                raise VocabularyError(
+                    f"the checkpoint was trained with {len(trained)} classes ({', '.join(trained.names[:3])}, ...), this run has "
+                    f"{len(self.vocabulary)} ({', '.join(self.vocabulary.names[:3])}, ...); to start from its weights, use --pretrained "
+                    "and another --save-dir"
+                )
 
     # ---- data ----
 
