@@ -11,13 +11,12 @@ Label values are 0..10 in the order of `class_names/camvid11.txt`; 11 (the relea
 release's names SignSymbol, Pavement ... stand in the list as plain words, since models read them.
 """
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from data_prep.source import SourceError, read_label_file
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, parse_class_names
 
 SPLITS = ("train", "val", "test")
@@ -80,7 +79,7 @@ def iter_samples(root, split: str) -> Iterator[dict]:
 
     Raises:
         FileNotFoundError: a folder, photo or label map is missing; the message names what was expected.
-        ValueError: a label map is damaged, or holds a value that is neither a class nor void.
+        SourceError: a label map is damaged, or holds a value that is neither a class nor void.
     """
     root = Path(root)
     stems = list_stems(root, split)
@@ -94,16 +93,9 @@ def iter_samples(root, split: str) -> Iterator[dict]:
 
 def read_label_map(path: Path) -> np.ndarray:
     """(H, W) int32 class ids 0..10 of a CamVid label file. Raises as `iter_samples`."""
-    try:
-        stored = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: label map not found; every photo needs one of the same name") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: damaged label map ({error}); copy it again") from error
-    if stored.ndim != 2 or stored.dtype != np.uint8:
-        raise ValueError(f"{path}: a label map of shape {stored.shape} {stored.dtype}, expected one 8-bit channel of class ids")
+    stored = read_label_file(path)
     label_map = stored.astype(np.int32)
     label_map[(stored == _VOID) | (stored == _UNLABELLED)] = IGNORE_INDEX
     if label_map.max(initial=0) >= len(_PALETTE):
-        raise ValueError(f"{path}: label value {label_map.max()}; CamVid has 0..10, 11 (void) and 255 (no label)")
+        raise SourceError(f"{path}: label value {label_map.max()}; CamVid has 0..10, 11 (void) and 255 (no label). Is it another release?")
     return label_map

@@ -27,6 +27,7 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # run as a file: make the packages beside this folder importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_prep.source import SourceError  # noqa: E402
 from ofaseg.data import codec  # noqa: E402
 from ofaseg.data.shards import ShardError, ShardWriter  # noqa: E402
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError  # noqa: E402
@@ -95,7 +96,7 @@ def write_split(name: str, root, out, split: str, format: str, rows_per_shard: i
         return {"num_rows": writer.num_rows, "pixels": pixels}
     except codec.CodecError as error:
         raise PrepareError(f"{name} {split}, sample {sample.get('id')!r}: {error}") from error
-    except (FileNotFoundError, ShardError, VocabularyError) as error:
+    except (FileNotFoundError, SourceError, ShardError, VocabularyError) as error:
         raise PrepareError(str(error)) from error
 
 

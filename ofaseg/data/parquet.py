@@ -17,7 +17,7 @@ from ofaseg.data import codec
 from ofaseg.data.rows import COLUMNS, FILE_COLUMNS, LIST_COLUMNS, ShardError, place
 
 ROWS_PER_GROUP = 64
-BYTES_PER_GROUP = 1 << 20
+BYTES_PER_GROUP = 1 << 18
 """A row group ends at whichever comes first; reading one row of a shuffled epoch costs reading its group."""
 _CACHED_GROUPS = 8
 _READ_ERRORS = (OSError, pa.ArrowException, ValueError)

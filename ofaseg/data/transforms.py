@@ -123,33 +123,33 @@ def photometric_distortion(
 
     A coin decides whether contrast comes before or after saturation and hue.
     """
-    image = sample["image"]
+    image = np.ascontiguousarray(sample["image"])
     if rng.integers(2):
-        image = _affine(image, 1.0, rng.uniform(-brightness, brightness))
+        image = cv2.LUT(image, _affine_table(1.0, rng.uniform(-brightness, brightness)))
     contrast_first = rng.integers(2) == 1
     if contrast_first and rng.integers(2):
-        image = _affine(image, rng.uniform(*contrast), 0.0)
+        image = cv2.LUT(image, _affine_table(rng.uniform(*contrast), 0.0))
     if rng.integers(2):
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 1] = _affine(hsv[..., 1], rng.uniform(*saturation), 0.0)
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        image = _change_hsv(image, 1, _affine_table(rng.uniform(*saturation), 0.0))
     if rng.integers(2):
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 0] = _shift_hue(hsv[..., 0], int(rng.integers(-hue, hue)))
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        shift = int(rng.integers(-hue, hue))
+        image = _change_hsv(image, 0, ((np.arange(256) + shift) % 180).astype(np.uint8))
     if not contrast_first and rng.integers(2):
-        image = _affine(image, rng.uniform(*contrast), 0.0)
+        image = cv2.LUT(image, _affine_table(rng.uniform(*contrast), 0.0))
     return sample | {"image": image}
 
 
-def _affine(values: np.ndarray, factor: float, offset: float) -> np.ndarray:
-    """clip(values * factor + offset) of uint8 values, in float32 and truncated, through a table of the 256 results."""
-    table = np.clip(np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset), 0, 255).astype(np.uint8)
-    return cv2.LUT(np.ascontiguousarray(values), table)
+def _affine_table(factor: float, offset: float) -> np.ndarray:
+    """(256,) uint8: clip(value * factor + offset) of every uint8 value, in float32 and truncated."""
+    values = np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset)
+    return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def _shift_hue(values: np.ndarray, shift: int) -> np.ndarray:
-    return cv2.LUT(np.ascontiguousarray(values), ((np.arange(256) + shift) % 180).astype(np.uint8))
+def _change_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """Replaces the values of one channel (0 hue, 1 saturation) of the image's HSV form by their table entries."""
+    tables = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
+    tables[:, 0, channel] = table
+    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables), cv2.COLOR_HSV2RGB)
 
 
 def random_scale_crop_flip(

@@ -1,0 +1,160 @@
+"""ShardWriter: all or nothing, and what it refuses to write."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from ofaseg.data import codec, parquet, tsv
+from ofaseg.data.shards import ShardError, ShardReader, ShardWriter, load_vocabulary
+from ofaseg.vocabulary import ClassVocabulary
+from tests.data.sample_rows import VOCABULARY, make_row
+
+COLUMNS = ("image", "label_map", "id")
+
+
+def row(k, **changes):
+    return {name: value for name, value in make_row(k).items() if name in COLUMNS} | changes
+
+
+def writer(root, split="train", format="tsv", vocabulary=VOCABULARY, columns=COLUMNS, rows_per_shard=3):
+    return ShardWriter(root, split, vocabulary, columns, format, rows_per_shard)
+
+
+@pytest.mark.parametrize("format", ["tsv", "parquet"])
+class TestAtomic:
+    def test_nothing_is_left_after_an_exception(self, tmp_path, format):
+        with pytest.raises(KeyboardInterrupt):
+            with writer(tmp_path, format=format) as out:
+                for k in range(8):
+                    out.write(row(k))
+                raise KeyboardInterrupt
+        assert os.listdir(tmp_path) == []
+
+    def test_old_files_survive_an_exception(self, tmp_path, format):
+        with writer(tmp_path, format=format) as out:
+            for k in range(5):
+                out.write(row(k))
+        before = sorted(os.listdir(tmp_path))
+        with pytest.raises(ShardError):
+            with writer(tmp_path, format=format) as out:
+                out.write(row(9))
+                out.write(row(9))
+        assert sorted(os.listdir(tmp_path)) == before
+        assert [ShardReader.for_split(tmp_path, "train")[k]["id"] for k in range(5)] == [f"sample_{k}" for k in range(5)]
+
+    def test_files_appear_at_the_end(self, tmp_path, format):
+        with writer(tmp_path, format=format) as out:
+            for k in range(7):
+                out.write(row(k))
+            assert not [name for name in os.listdir(tmp_path) if not name.startswith(".")]
+        names = sorted(name for name in os.listdir(tmp_path) if not name.endswith(".idx"))
+        assert names == [f"train-0000{k}-of-00003.{format}" for k in range(3)] + ["vocabulary.json"]
+
+    def test_rewriting_replaces_the_split(self, tmp_path, format):
+        for count in (8, 2):
+            with writer(tmp_path, format=format) as out:
+                for k in range(count):
+                    out.write(row(k))
+        assert len(ShardReader.for_split(tmp_path, "train")) == 2
+        assert len([name for name in os.listdir(tmp_path) if name.startswith("train")]) == (2 if format == "tsv" else 1)
+
+    def test_splits_are_merged(self, tmp_path, format):
+        for split, count in (("train", 4), ("val", 2)):
+            with writer(tmp_path, split, format) as out:
+                for k in range(count):
+                    out.write(row(k))
+        description = json.loads((tmp_path / "vocabulary.json").read_text())
+        assert description["num_rows"] == {"train": 4, "val": 2} and set(description["content_hash"]) == {"train", "val"}
+
+    def test_full_disk(self, tmp_path, format, monkeypatch):
+        part = {"tsv": tsv.TsvPart, "parquet": parquet.ParquetPart}[format]
+
+        def full(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(part, "close", full)
+        with pytest.raises(ShardError, match="No space left on device.; free some space"):
+            with writer(tmp_path, format=format) as out:
+                out.write(row(1))
+        assert os.listdir(tmp_path) == []
+
+
+class TestRefused:
+    def expect(self, tmp_path, match, *rows, columns=COLUMNS):
+        with pytest.raises(ShardError, match=match):
+            with writer(tmp_path, columns=columns) as out:
+                for item in rows:
+                    out.write(item)
+        assert os.listdir(tmp_path) == []
+
+    def test_no_row(self, tmp_path):
+        self.expect(tmp_path, "no row was written")
+
+    def test_repeated_id(self, tmp_path):
+        self.expect(tmp_path, "row 1, column id: id 'sample_1' was written before", row(1), row(1))
+
+    @pytest.mark.parametrize("name", ["", "tab\there", "line\nbreak", None, 1.5])
+    def test_bad_id(self, tmp_path, name):
+        self.expect(tmp_path, "column id: an id must be a non-empty string", row(1, id=name))
+
+    def test_unknown_key(self, tmp_path):
+        self.expect(tmp_path, "the row has mask, not among the columns", row(1, mask=b"x"))
+
+    def test_missing_image(self, tmp_path):
+        self.expect(tmp_path, "column image: expected the bytes of an image file, got None .sample 'sample_1'", row(1, image=None))
+
+    def test_swapped_axes(self, tmp_path):
+        swapped = make_row(1, height=9, width=5)["label_map"]
+        self.expect(tmp_path, "column label_map: height x width 9x5, but the image has 5x9 .*swapped", row(1, label_map=swapped))
+
+    def test_other_size(self, tmp_path):
+        other = make_row(1, height=5, width=8)["label_map"]
+        self.expect(tmp_path, "5x8, but the image has 5x9", row(1, label_map=other))
+
+    def test_no_image_file(self, tmp_path):
+        self.expect(tmp_path, "column image: not an image", row(1, image=b"<html>"))
+
+    @pytest.mark.parametrize(
+        "boxes",
+        [[{"box": [0, 1, 2]}], [{"box": [0, 1, 2, float("nan")]}], [{"text": "no box"}], [{"box": [0, 0, 1, 1], "class_id": "x"}], 3],
+    )
+    def test_bad_boxes(self, tmp_path, boxes):
+        self.expect(tmp_path, "row 0, column boxes", row(1, boxes=boxes), columns=(*COLUMNS, "boxes"))
+
+    def test_captions_must_be_a_list(self, tmp_path):
+        self.expect(tmp_path, "captions must be a list of strings", row(1, captions="one"), columns=(*COLUMNS, "captions"))
+
+    def test_arguments(self, tmp_path):
+        for arguments, match in (
+            ({"format": "csv"}, "choose from tsv, parquet"),
+            ({"columns": ("image",)}, "lack id"),
+            ({"columns": ("image", "id", "mask")}, "unknown or repeated column"),
+            ({"split": "a/b"}, "name of a split"),
+            ({"rows_per_shard": 0}, "at least 1"),
+        ):
+            with pytest.raises(ShardError, match=match):
+                writer(tmp_path, **arguments)
+
+    def test_folder_of_other_classes_or_format(self, tmp_path):
+        with writer(tmp_path, "train") as out:
+            out.write(row(1))
+        other = ClassVocabulary(names=("cat", "dog"))
+        for changes, match in (({"vocabulary": other}, "names of the splits there .train."), ({"format": "parquet"}, "format of the")):
+            with pytest.raises(ShardError, match=match):
+                writer(tmp_path, "val", **changes)
+        writer(tmp_path, "train", vocabulary=other).abort()  # replacing the only split is fine
+
+    def test_root_is_a_file(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(ShardError, match="cannot write"):
+            writer(tmp_path / "file")
+
+
+def test_shards_without_labels(tmp_path):
+    with ShardWriter(tmp_path, "train", None, ("image", "id", "captions"), "parquet") as out:
+        out.write({"id": 7, "image": codec.encode_image(np.zeros((2, 3), np.uint8)), "captions": ["grey"]})
+    assert load_vocabulary(tmp_path) is None
+    assert ShardReader.for_split(tmp_path, "train")[0]["id"] == "7"

@@ -1,0 +1,211 @@
+"""Transforms: the official semantics, against mmsegmentation's own code on the same random numbers and against plain rules."""
+
+import sys
+import types
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ofaseg.data import transforms
+from ofaseg.vocabulary import IGNORE_INDEX
+
+
+def sample(height=60, width=97, classes=5, seed=0) -> dict:
+    rng = np.random.default_rng(seed)
+    image = cv2.resize(rng.integers(0, 256, (8, 12, 3)).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    label_map = cv2.resize(rng.integers(-1, classes, (6, 9)).astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST)
+    return {"image": image, "label_map": label_map, "id": "x"}
+
+
+class Recorded:
+    """numpy.random's functions as mmsegmentation calls them, drawing from a Generator."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+
+    def randint(self, low, high=None):
+        return int(self.rng.integers(low, high))
+
+    def uniform(self, low, high):
+        return self.rng.uniform(low, high)
+
+    def random_sample(self):
+        return self.rng.random()
+
+
+@pytest.fixture(scope="module")
+def mmseg():
+    """mmsegmentation's transforms; mmcv-lite has no compiled operators, and none is needed here."""
+    pytest.importorskip("mmseg")
+
+    class NoOperators(types.ModuleType):
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return lambda *_, **__: None
+
+    if "mmcv._ext" not in sys.modules:
+        try:
+            import mmcv._ext  # noqa: F401
+        except ImportError:
+            sys.modules["mmcv._ext"] = NoOperators("mmcv._ext")
+    from mmcv.transforms import RandomResize
+    from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop
+    from mmseg.datasets.transforms import transforms as module
+
+    parts = {"RandomResize": RandomResize, "PhotoMetricDistortion": PhotoMetricDistortion, "RandomCrop": RandomCrop}
+    return types.SimpleNamespace(module=module, **parts)
+
+
+@pytest.fixture
+def recorded(monkeypatch, mmseg):
+    """Makes mmsegmentation draw from the seeded generator that the returned function gives out."""
+
+    def use(seed):
+        numbers = Recorded(seed)
+        for name in ("randint", "uniform", "random_sample"):
+            monkeypatch.setattr(np.random, name, getattr(numbers, name))
+        monkeypatch.setattr(mmseg.module, "random", numbers)
+        return np.random.default_rng(seed)
+
+    return use
+
+
+class TestAgainstMmsegmentation:
+    @pytest.mark.parametrize("seed", range(24))
+    def test_photometric_distortion(self, mmseg, recorded, seed):
+        ours, rng = sample(seed=seed), recorded(seed)
+        theirs = mmseg.PhotoMetricDistortion()({"img": ours["image"][..., ::-1].copy()})["img"][..., ::-1]
+        np.testing.assert_array_equal(transforms.photometric_distortion(ours, rng)["image"], theirs)
+
+    @pytest.mark.parametrize("seed", range(12))
+    @pytest.mark.parametrize("size", [(60, 97), (97, 60), (33, 33)])
+    def test_random_scale(self, mmseg, recorded, seed, size):
+        ours, rng = sample(*size, seed=seed), recorded(seed)
+        resize = mmseg.RandomResize(scale=(256, 64), ratio_range=(0.5, 2.0), keep_ratio=True)
+        theirs = resize({"img": ours["image"].copy(), "gt_seg_map": ours["label_map"].copy(), "seg_fields": ["gt_seg_map"]})
+        out = transforms.random_scale(ours, rng, short=64, long=256, min_size=0)
+        np.testing.assert_array_equal(out["image"], theirs["img"])
+        np.testing.assert_array_equal(out["label_map"], theirs["gt_seg_map"])
+
+    @pytest.mark.parametrize("seed", range(12))
+    @pytest.mark.parametrize("count_ignored", [True, False])
+    def test_random_crop(self, mmseg, recorded, seed, count_ignored):
+        ours, rng = sample(seed=seed), recorded(seed)
+        crop = mmseg.RandomCrop(crop_size=(20, 30), cat_max_ratio=0.5, ignore_index=99 if count_ignored else IGNORE_INDEX)
+        theirs = crop({"img": ours["image"].copy(), "gt_seg_map": ours["label_map"].copy(), "seg_fields": ["gt_seg_map"]})
+        out = transforms.random_crop(ours, rng, (20, 30), cat_max_ratio=0.5, count_ignored=count_ignored)
+        np.testing.assert_array_equal(out["image"], theirs["img"])
+        np.testing.assert_array_equal(out["label_map"], theirs["gt_seg_map"])
+
+
+class TestResize:
+    @pytest.mark.parametrize(
+        "size, expected",
+        [((480, 640), (512, 683)), ((640, 480), (683, 512)), ((512, 683), (512, 683)), ((100, 1000), (205, 2048)), ((37, 37), (512, 512))],
+    )
+    def test_short_side(self, size, expected):
+        assert transforms.short_side_size(*size, 512, 2048) == expected
+
+    def test_axes_are_not_swapped(self):
+        out = transforms.resize_short_side(sample(60, 97), 30, 400)
+        assert out["image"].shape == (30, 49, 3) and out["label_map"].shape == (30, 49)
+
+    def test_nearest_rule(self):
+        """Source index floor(i * in / out); with an integer factor the top-left pixel of each cell."""
+        labels = np.arange(32 * 48, dtype=np.int32).reshape(32, 48)
+        for height, width in ((8, 12), (13, 31), (50, 100)):
+            out = transforms.resize({"image": np.zeros((32, 48, 3), np.uint8), "label_map": labels}, height, width)["label_map"]
+            rows, columns = np.arange(height) * 32 // height, np.arange(width) * 48 // width
+            np.testing.assert_array_equal(out, labels[rows][:, columns])
+            assert out.dtype == np.int32
+
+    def test_bilinear_without_antialias(self):
+        """Halving averages the two middle pixels of each cell of four, whatever lies outside them."""
+        image = np.zeros((8, 8, 3), np.uint8)
+        image[:, [0, 3, 4, 7]] = 200
+        out = transforms.resize({"image": image}, 2, 2)["image"]
+        assert out.max() == 0
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_random_scale_keeps_the_minimum(self, seed):
+        out = transforms.random_scale(sample(60, 97), np.random.default_rng(seed), short=32, long=128, min_size=32)
+        height, width = out["image"].shape[:2]
+        assert 32 <= height <= 64 and abs(width / height - 97 / 60) < 0.03
+        assert out["label_map"].shape == (height, width)
+
+    def test_a_third_of_the_scales_is_the_minimum(self):
+        rng = np.random.default_rng(0)
+        data = {"image": np.zeros((10, 20, 3), np.uint8)}
+        minimal = [transforms.random_scale(data, rng, 64, 256, min_size=64)["image"].shape[0] == 64 for _ in range(600)]
+        assert abs(np.mean(minimal) - 1 / 3) < 0.06
+
+
+class TestCropAndFlip:
+    def test_crop_is_cut_from_one_place(self):
+        rows, columns = np.mgrid[:40, :50]
+        image = np.stack([rows, columns, rows], axis=-1).astype(np.uint8)
+        data = {"image": image, "label_map": (rows * 1000 + columns).astype(np.int32)}
+        out = transforms.random_crop(data, np.random.default_rng(1), (16, 24))
+        assert out["image"].shape == (16, 24, 3)
+        np.testing.assert_array_equal(out["label_map"], out["image"][..., 0].astype(int) * 1000 + out["image"][..., 1])
+
+    def test_every_place_occurs(self):
+        rng = np.random.default_rng(0)
+        data = {"image": np.zeros((3, 4, 3), np.uint8), "label_map": np.arange(12, dtype=np.int32).reshape(3, 4)}
+        crops = {transforms.random_crop(data, rng, 2)["label_map"][0, 0] for _ in range(200)}
+        assert crops == {0, 1, 2, 4, 5, 6}
+
+    def test_varied_crops_are_preferred(self):
+        labels = np.zeros((64, 64), np.int32)
+        labels[:, 40:] = 1
+        data = {"image": np.zeros((64, 64, 3), np.uint8), "label_map": labels}
+
+        def share(ratio):
+            rng = np.random.default_rng(0)
+            crops = [transforms.random_crop(data, rng, 16, cat_max_ratio=ratio)["label_map"] for _ in range(100)]
+            return np.mean([len(np.unique(crop)) == 2 for crop in crops])
+
+        assert share(1.0) < 0.5 < 0.8 < share(0.75)
+
+    def test_small_images_are_padded(self):
+        out = transforms.random_crop(sample(10, 14), np.random.default_rng(0), 20, cat_max_ratio=1.0)
+        assert out["image"].shape == (20, 20, 3)
+        assert (out["label_map"][10:] == IGNORE_INDEX).all() and (out["label_map"][:, 14:] == IGNORE_INDEX).all()
+        assert (out["image"][10:] == transforms.PADDING_COLOUR).all()
+        np.testing.assert_array_equal(out["image"][:10, :14], sample(10, 14)["image"])
+
+    def test_flip_moves_both(self):
+        data = sample()
+        out = transforms.random_flip(data, np.random.default_rng(0), 1.0)
+        np.testing.assert_array_equal(out["image"], data["image"][:, ::-1])
+        np.testing.assert_array_equal(out["label_map"], data["label_map"][:, ::-1])
+        assert transforms.random_flip(data, np.random.default_rng(0), 0.0)["image"] is data["image"]
+
+
+class TestPipeline:
+    def test_pure_function_of_the_generator(self):
+        data = sample(80, 120)
+        before = data["image"].copy(), data["label_map"].copy()
+        first = transforms.random_scale_crop_flip(data, np.random.default_rng((1, 2, 3)), size=48)
+        second = transforms.random_scale_crop_flip(data, np.random.default_rng((1, 2, 3)), size=48)
+        other = transforms.random_scale_crop_flip(data, np.random.default_rng((1, 2, 4)), size=48)
+        np.testing.assert_array_equal(first["image"], second["image"])
+        np.testing.assert_array_equal(first["label_map"], second["label_map"])
+        assert not np.array_equal(first["image"], other["image"])
+        np.testing.assert_array_equal(data["image"], before[0])
+        np.testing.assert_array_equal(data["label_map"], before[1])
+        assert first["image"].shape == (48, 48, 3) and first["label_map"].shape == (48, 48) and first["id"] == "x"
+
+    def test_image_alone(self):
+        out = transforms.random_scale_crop_flip({"image": sample()["image"]}, np.random.default_rng(0), size=32)
+        assert out["image"].shape == (32, 32, 3) and "label_map" not in out
+
+    def test_to_tensors(self):
+        data = transforms.random_flip(sample(6, 9), np.random.default_rng(0), 1.0)
+        out = transforms.to_tensors(data)
+        assert out["image"].dtype == torch.uint8 and out["image"].shape == (3, 6, 9) and out["image"].is_contiguous()
+        assert out["label_map"].dtype == torch.long and out["label_map"].shape == (6, 9)
+        np.testing.assert_array_equal(out["image"].numpy().transpose(1, 2, 0), data["image"])

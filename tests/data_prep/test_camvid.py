@@ -1,0 +1,93 @@
+"""CamVid: both layouts, values, and errors that name the file."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import camvid
+from ofaseg.data import codec
+from ofaseg.vocabulary import IGNORE_INDEX
+
+
+def write_raw(root, split="train", stems=("b_2", "a_1"), layout="pack", height=6, width=13):
+    """A raw split; label column x holds class x mod 11 except the last, which holds void; returns the label array."""
+    images, labels = (root / "images" / split, root / "labels" / split) if layout == "pack" else (root / split, root / f"{split}annot")
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    values = np.tile(np.arange(width, dtype=np.uint8) % 11, (height, 1))
+    values[:, -1] = 255 if layout == "pack" else 11
+    for k, stem in enumerate(stems):
+        photo = np.full((height, width, 3), 40 * k, np.uint8)
+        Image.fromarray(photo).save(images / f"{stem}.{'jpg' if layout == 'pack' else 'png'}")
+        Image.fromarray(values).save(labels / f"{stem}.png")
+    (root / f"{split}.txt").write_text("\n".join(stems if layout == "pack" else [f"/x/{s}.png /y/{s}.png" for s in stems]) + "\n")
+    return values
+
+
+@pytest.mark.parametrize("layout", ["pack", "segnet"])
+def test_samples(tmp_path, layout):
+    values = write_raw(tmp_path, layout=layout)
+    samples = list(camvid.iter_samples(tmp_path, "train"))
+    assert [s["id"] for s in samples] == ["b_2", "a_1"] and camvid.count_samples(tmp_path, "train") == 2  # the list's order
+    expected = values.astype(np.int32)
+    expected[:, -1] = IGNORE_INDEX
+    for sample in samples:
+        np.testing.assert_array_equal(sample["label_map"], expected)
+        assert codec.decode_image(sample["image"]).shape == (6, 13, 3)
+
+
+def test_photo_bytes_are_kept(tmp_path):
+    write_raw(tmp_path)
+    first = next(camvid.iter_samples(tmp_path, "train"))
+    assert first["image"] == (tmp_path / "images" / "train" / "b_2.jpg").read_bytes()
+
+
+def test_without_a_list_names_are_sorted(tmp_path):
+    write_raw(tmp_path)
+    (tmp_path / "train.txt").unlink()
+    assert camvid.list_stems(tmp_path, "train") == ["a_1", "b_2"]
+
+
+def test_vocabulary():
+    vocabulary = camvid.vocabulary()
+    assert len(vocabulary) == 11 and vocabulary.names[0] == "sky" and vocabulary.names[10] == "bicyclist"
+    assert [name for name, thing in zip(vocabulary.names, vocabulary.thing) if thing] == ["car", "pedestrian", "bicyclist"]
+    assert vocabulary.ignore_label == 255
+
+
+def test_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected .*images/train .*labels/train"):
+        next(camvid.iter_samples(tmp_path, "train"))
+    with pytest.raises(ValueError, match="no split 'valid'; choose from train, val, test"):
+        next(camvid.iter_samples(tmp_path, "valid"))
+    write_raw(tmp_path)
+    label = tmp_path / "labels" / "train" / "b_2.png"
+    Image.fromarray(np.full((6, 10), 12, np.uint8)).save(label)
+    with pytest.raises(ValueError, match="b_2.png: label value 12; CamVid has 0..10"):
+        next(camvid.iter_samples(tmp_path, "train"))
+    label.write_bytes(label.read_bytes()[:45])
+    with pytest.raises(ValueError, match="b_2.png: damaged"):
+        next(camvid.iter_samples(tmp_path, "train"))
+    Image.fromarray(np.zeros((6, 10, 3), np.uint8)).save(label)
+    with pytest.raises(ValueError, match="one channel of class ids"):
+        next(camvid.iter_samples(tmp_path, "train"))
+    label.unlink()
+    with pytest.raises(FileNotFoundError, match="b_2.png: label map not found"):
+        next(camvid.iter_samples(tmp_path, "train"))
+    (tmp_path / "images" / "train" / "b_2.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="b_2.jpg .or .png.: photo not found"):
+        next(camvid.iter_samples(tmp_path, "train"))
+
+
+def test_real_pack(real_data):
+    """Counts and pixel shares that the data pack documents (README, camvid)."""
+    root = real_data / "camvid"
+    assert [camvid.count_samples(root, split) for split in camvid.SPLITS] == [367, 101, 233]
+    sample = next(camvid.iter_samples(root, "val"))
+    assert sample["label_map"].shape == (360, 480) and codec.image_size(sample["image"]) == (360, 480)
+    pixels = np.zeros(12)
+    for sample in list(camvid.iter_samples(root, "train"))[::6]:
+        pixels += np.bincount(np.where(sample["label_map"] < 0, 11, sample["label_map"]).ravel(), minlength=12)
+    share = 100 * pixels / pixels.sum()
+    documented = [16.9, 23.3, 1.0, 31.7, 4.5, 9.7, 1.2, 1.1, 5.9, 0.6, 0.3, 4.0]
+    np.testing.assert_allclose(share, documented, atol=1.5)

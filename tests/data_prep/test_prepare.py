@@ -1,0 +1,76 @@
+"""The prepare command: arguments, errors, both ways to start it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import prepare
+from ofaseg.data.shards import ShardReader
+from tests.data_prep.test_camvid import write_raw
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_all_splits(tmp_path, capsys):
+    for split, stems in (("train", ("a", "b", "c")), ("val", ("d",)), ("test", ("e", "f"))):
+        write_raw(tmp_path / "raw", split, stems, width=10)
+    assert prepare.main(["camvid", "--root", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--format", "tsv"]) == 0
+    assert json.loads((tmp_path / "out" / "vocabulary.json").read_text())["num_rows"] == {"train": 3, "val": 1, "test": 2}
+    assert [ShardReader.for_split(tmp_path / "out", "test").read(k)["id"] for k in range(2)] == ["e", "f"]
+    output = capsys.readouterr().out
+    assert "train: 3 rows" in output and "no pixel of pedestrian, bicyclist" in output and "sky 10.0" in output
+
+
+def test_some_splits_and_numbers(tmp_path):
+    arguments = ["shapes", "--out", str(tmp_path), "--splits", "train,val", "--num", "train=3,val=2", "--seed", "4"]
+    assert prepare.main(arguments) == 0
+    assert [len(ShardReader.for_split(tmp_path, split)) for split in ("train", "val")] == [3, 2]
+    assert ShardReader.for_split(tmp_path, "train").read(0)["id"] == "train-4-000000"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["imagenet"], "unknown dataset 'imagenet'; choose from camvid, shapes"),
+        (["camvid"], "camvid needs --root"),
+        (["camvid", "--root", "nowhere"], "expected nowhere/images/train"),
+        (["camvid", "--root", "nowhere", "--splits", "trian"], "no split 'trian'; choose from train, val, test"),
+        (["camvid", "--root", "nowhere", "--seed", "1"], "--seed does not apply to camvid"),
+        (["shapes", "--num", "many"], "--num 'many': 'many' is not a number"),
+        (["shapes", "--num", "0"], "at least 1"),
+    ],
+)
+def test_errors(tmp_path, capsys, arguments, message):
+    assert prepare.main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_size_mismatch_names_the_sample(tmp_path, capsys):
+    write_raw(tmp_path)
+    Image.fromarray(np.zeros((13, 6), np.uint8)).save(tmp_path / "labels" / "train" / "a_1.png")
+    assert prepare.main(["camvid", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--splits", "train"]) == 1
+    error = capsys.readouterr().err
+    assert "height x width 13x6, but the image has 6x13 (sample 'a_1') (height and width are swapped)" in error
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_damaged_source_is_one_message(tmp_path, capsys):
+    write_raw(tmp_path)
+    (tmp_path / "labels" / "train" / "a_1.png").write_bytes(b"\x89PNG")
+    assert prepare.main(["camvid", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--splits", "train"]) == 1
+    assert "a_1.png: damaged label map" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [["data_prep/prepare.py"], ["-m", "data_prep.prepare"]])
+def test_both_ways_to_start(tmp_path, start):
+    command = [sys.executable, *start, "shapes", "--out", str(tmp_path), "--splits", "val", "--num", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "val: 2 rows" in done.stdout
