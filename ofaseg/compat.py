@@ -17,6 +17,7 @@ P2d   ``fairseq.distributed.utils.all_gather_list``                metrics that 
 P3    ``fairseq.options.parse_args_and_arch``                      ``--bf16`` (turns the TPU mode on)
 P4    ``fairseq.models.ema.ema.EMA.__init__``                      ``--store-ema`` with integer buffers (BatchNorm)
 P6    ``fairseq.trainer.Trainer.get_train_iterator``               schedules that need the number of updates per epoch
+P7    the root logger while fairseq is imported                    every library logs at DEBUG level to the terminal
 ===== ============================================================ ====================================================
 
 Files are always read with ``weights_only=True``. P1b alone unpickles freely: its bytes come from rank 0 of the same job
@@ -24,11 +25,13 @@ over the process group, never from a file.
 """
 
 import functools
+import importlib
 import io
 import logging
 import os
 import pickle
 import socket
+import sys
 import warnings
 from argparse import Namespace
 
@@ -59,12 +62,31 @@ QUIET = (
 _in_place: list = []  # ids of the patches that were put in place
 
 
-# ---------------------------------------------------------------------------------------------------- P5, P1a: torch
+# ------------------------------------------------------------------------------------------- P5, P7, P1a: on import
 
 
 def _quiet_warnings() -> bool:
     for message, category in QUIET:
         warnings.filterwarnings("ignore", message=message, category=category or Warning)
+    return True
+
+
+def _keep_root_logger() -> bool:
+    """fairseq's models call ``logging.basicConfig(level=DEBUG)`` on import, and its tasks advertise packages.
+
+    Under ``fairseq-train`` fairseq is there before the plug-in and has set up its log itself: nothing to do.
+    """
+    if "fairseq" in sys.modules:
+        return False
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        importlib.import_module("fairseq")
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)
     return True
 
 
@@ -317,9 +339,10 @@ def _announce_epoch_length() -> bool:
     return True
 
 
-# P5 comes first: importing fairseq already warns
+# P5 and P7 come first: they are about what importing fairseq does
 PATCHES = {
     "P5": _quiet_warnings,
+    "P7": _keep_root_logger,
     "P1a": _allow_plain_objects,
     "P1b": _broadcast_any_object,
     "P2a": _infer_without_gpu,

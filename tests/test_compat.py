@@ -1,6 +1,9 @@
 """Every patch of ofaseg/compat.py: the job it is for fails when it alone is switched off, and runs when it is on."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -44,13 +47,16 @@ def call(server):
     return run
 
 
+AFTER_IMPORT = [name for name in PATCHES if name != "P7"]  # fairseq is imported before the plug-in here
+
+
 def test_all_patches_are_needed_here(call):
-    assert call("patches_in_place").check().value == list(PATCHES)
+    assert call("patches_in_place").check().value == AFTER_IMPORT
 
 
 def test_the_switch(call):
     assert call("patches_in_place", off=ALL_OFF).check().value == []
-    assert call("patches_in_place", off="P1b,P4").check().value == [name for name in PATCHES if name not in ("P1b", "P4")]
+    assert call("patches_in_place", off="P1b,P4").check().value == [name for name in AFTER_IMPORT if name not in ("P1b", "P4")]
     refused = call("patches_in_place", off="P9")
     assert refused.returncode == 1 and "unknown patch ['P9']" in refused.text
 
@@ -132,3 +138,14 @@ def test_p6_schedule_learns_the_length_of_the_run(train, updates, max_epoch):
     rates = [row["lr"] for row in train(*argv, updates=limit).check().logs("train_inner")]
     assert len(rates) == updates
     assert rates[updates // 2 - 1] == pytest.approx(0.005) and rates[-1] == 0
+
+
+@pytest.mark.parametrize("off, root", [("P7", "10 1"), (ON, "30 0")])
+def test_p7_importing_leaves_the_root_logger_alone(off, root):
+    """Level and number of handlers after the import: fairseq's models set DEBUG (10) and a handler."""
+    program = "import logging, ofaseg; root = logging.getLogger(); print(root.level, len(root.handlers))"
+    environment = {**os.environ, "OFASEG_NO_COMPAT": off}
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == root
+    assert ("tensorboardX" in run.stderr) == (off == "P7")
+    assert "Warning" not in run.stderr
