@@ -9,6 +9,7 @@ import io
 import warnings
 from typing import Optional
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
@@ -168,7 +169,7 @@ def decode_label_map(data: bytes, vocabulary: ClassVocabulary, where: str = "") 
     """
     stored = _decode_stored_labels(data, where)
     table = _label_table(len(vocabulary), vocabulary.label_offset, vocabulary.ignore_label, 8 * stored.dtype.itemsize)
-    label_map = table[stored]
+    label_map = cv2.LUT(stored, table) if stored.dtype == np.uint8 else table[stored]
     if label_map.size and int(label_map.min()) == _OUT_OF_RANGE:
         raise CodecError(_message(where, _out_of_range_problem(stored, label_map, vocabulary)))
     return label_map
@@ -184,7 +185,6 @@ def _label_table(num_classes: int, offset: int, ignore_label: int, bits: int) ->
     table[offset:last] = np.arange(last - offset, dtype=np.int32)
     if 0 <= ignore_label < len(table):
         table[ignore_label] = IGNORE_INDEX
-    table.setflags(write=False)
     return table
 
 

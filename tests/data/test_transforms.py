@@ -204,7 +204,7 @@ class TestPipeline:
         assert out["image"].shape == (32, 32, 3) and "label_map" not in out
 
     def test_to_tensors(self):
-        data = transforms.random_flip(sample(6, 9), np.random.default_rng(0), 1.0)
+        data = transforms.random_crop(sample(8, 12), np.random.default_rng(0), (6, 9), cat_max_ratio=1.0)
         out = transforms.to_tensors(data)
         assert out["image"].dtype == torch.uint8 and out["image"].shape == (3, 6, 9) and out["image"].is_contiguous()
         assert out["label_map"].dtype == torch.long and out["label_map"].shape == (6, 9)
