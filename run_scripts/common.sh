@@ -21,6 +21,12 @@ if [ -z "${NGPU:-}" ]; then
   NGPU="$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)"
 fi
 
+if [ "$NGPU" = 0 ]; then
+  # glibc hands every large tensor back to the kernel and faults it in again; keeping the heap saves a third of a CPU step
+  export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4294967296}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
+  export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-67108864}"
+fi
+
 require() {  # require NAME "what it is": a named environment variable must point at something that exists
   local value="${!1:-}"
   if [ -z "$value" ] || { [ "$DRY_RUN" = 0 ] && [ ! -e "$value" ]; }; then

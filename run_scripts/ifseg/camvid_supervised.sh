@@ -8,7 +8,8 @@ DATA="${DATA:-$OUT/shards}"
 [ -e "$DATA/vocabulary.json" ] || run "$BIN/python" "$ROOT/data_prep/prepare.py" camvid --root "$CAMVID" --out "$DATA" --format parquet
 train "$DATA" \
   --task seq2seq_segmentation --supervised --arch segofa_nano --criterion seg_token_cross_entropy \
-  --bpe-dir "$BPE_DIR" --code-dict-size 8192 --num-bins 1000 --patch-image-size 192 --full-context-alignment \
+  --bpe-dir "$BPE_DIR" --code-dict-size 8192 --num-bins 1000 --patch-image-size 192 --orig-patch-image-size 192 --full-context-alignment \
+  --train-image-encoder --train-class-embedding \
   --optimizer torch_adamw --weight-decay 0.01 --clip-norm 1.0 \
   --lr 1e-3 --lr-scheduler cosine_warmup_ratio --warmup-ratio 0.05 \
   --batch-size 8 --max-epoch 30 --valid-subset val --batch-size-valid 8 --num-workers 1 \
