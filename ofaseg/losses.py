@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ofaseg.vocabulary import IGNORE_INDEX
 
-CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Upsampled scores that exist at a time, per device type."""
 
 

@@ -58,7 +58,9 @@ def test_without_gradient():
         torch.testing.assert_close(upsampled_cross_entropy(logits, target), reference(logits, target, 0.0))
 
 
-@pytest.mark.parametrize("logits, target, smoothing", [((1, 3, 2), (1, 4, 4), 0.0), ((2, 3, 2, 2), (1, 4, 4), 0.0), ((1, 3, 2, 2), (1, 4, 4), 1.5)])
+@pytest.mark.parametrize(
+    "logits, target, smoothing", [((1, 3, 2), (1, 4, 4), 0.0), ((2, 3, 2, 2), (1, 4, 4), 0.0), ((1, 3, 2, 2), (1, 4, 4), 1.5)]
+)
 def test_bad_arguments(logits, target, smoothing):
     with pytest.raises(ValueError, match="need logits|label_smoothing"):
         upsampled_cross_entropy(torch.zeros(logits), torch.zeros(target, dtype=torch.long), smoothing)

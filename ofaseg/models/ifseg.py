@@ -34,7 +34,9 @@ class SegOFAConfig(FairseqDataclass):
     attn_scale_factor: float = field(default=2.0, metadata={"help": "attention scores are divided by sqrt(D / H * this)"})
     image_encoder: str = field(default="resnet101", metadata={"help": "resnet50, resnet101, resnet152 or conv_stem"})
     conv_stem_stride: int = field(default=8, metadata={"help": "pixels per patch of conv_stem: 8 or 4"})
-    patch_image_size: int = field(default=512, metadata={"help": "side of training images in pixels; sets the segmentation position tables"})
+    patch_image_size: int = field(
+        default=512, metadata={"help": "side of training images in pixels; sets the segmentation position tables"}
+    )
     orig_patch_image_size: int = field(default=512, metadata={"help": "image side that the encoder's image positions are meant for"})
     image_bucket_size: int = field(default=42, metadata={"help": "side of the largest grid the image position tables hold"})
     token_bucket_size: int = field(default=256, metadata={"help": "buckets of relative text positions in each direction"})
@@ -43,16 +45,23 @@ class SegOFAConfig(FairseqDataclass):
     code_dict_size: int = field(default=8192, metadata={"help": "image-code symbols in the dictionary"})
     decoder_input_type: ChoiceEnum(list(DECODER_INPUTS)) = field(
         default="encoder_output",
-        metadata={"help": "what the decoder reads at patch positions; 'query' (bos everywhere, patches through cross-attention) is an extension"},
+        metadata={
+            "help": "what the decoder reads at patch positions; 'query' (bos everywhere, patches through cross-attention) is an extension"
+        },
     )
     full_context_alignment: bool = field(default=False, metadata={"help": "let every decoder position see all patches; default is causal"})
-    untie_seg_projection: bool = field(default=False, metadata={"help": "give the class scores their own weights instead of the class embeddings"})
-    random_class_embeddings: bool = field(default=False, metadata={"help": "start class embeddings at random instead of from their names' words"})
+    untie_seg_projection: bool = field(
+        default=False, metadata={"help": "give the class scores their own weights instead of the class embeddings"}
+    )
+    random_class_embeddings: bool = field(
+        default=False, metadata={"help": "start class embeddings at random instead of from their names' words"}
+    )
     replace_classes: bool = field(
         default=False, metadata={"help": "load checkpoints with another class count, starting the class embeddings anew from the names"}
     )
     artificial_noise: float = field(
-        default=0.0, metadata={"help": "training noise on artificial word inputs, in standard deviations of the word embeddings (0: published)"}
+        default=0.0,
+        metadata={"help": "training noise on artificial word inputs, in standard deviations of the word embeddings (0: published)"},
     )
     direct_small_grids: bool = field(
         default=False,
@@ -64,8 +73,12 @@ class SegOFAConfig(FairseqDataclass):
     encoder_drop_path_rate: float = field(default=0.1, metadata={"help": "stochastic depth of the last encoder layer (linear from 0)"})
     decoder_drop_path_rate: float = field(default=0.1, metadata={"help": "stochastic depth of the last decoder layer (linear from 0)"})
     resnet_drop_path_rate: float = field(default=0.0, metadata={"help": "stochastic depth of the last block of each ResNet stage"})
-    train_image_encoder: bool = field(default=False, metadata={"help": "train the image encoder and its projection (published runs freeze them)"})
-    frozen_batch_norm: bool = field(default=False, metadata={"help": "with --train-image-encoder: keep batch statistics and affine maps fixed"})
+    train_image_encoder: bool = field(
+        default=False, metadata={"help": "train the image encoder and its projection (published runs freeze them)"}
+    )
+    frozen_batch_norm: bool = field(
+        default=False, metadata={"help": "with --train-image-encoder: keep batch statistics and affine maps fixed"}
+    )
     train_token_embedding: bool = field(default=False, metadata={"help": "train the word embeddings (published runs freeze them)"})
     train_class_embedding: bool = field(default=False, metadata={"help": "train the class embeddings (published runs freeze them)"})
     train_text_decoder: bool = field(default=False, metadata={"help": "train the parameters only the text decoder reads (captions)"})
@@ -79,17 +92,21 @@ ARCHITECTURES = {
         num_bins=12, code_dict_size=0, dropout=0.0, encoder_drop_path_rate=0.0, decoder_drop_path_rate=0.0,
     ),
     "segofa_tiny": dict(
-        encoder_embed_dim=256, encoder_ffn_embed_dim=1024, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4, image_encoder="resnet50"
+        encoder_embed_dim=256, encoder_ffn_embed_dim=1024, encoder_layers=4, decoder_layers=4, encoder_attention_heads=4,
+        image_encoder="resnet50",
     ),
     "segofa_medium": dict(
-        encoder_embed_dim=512, encoder_ffn_embed_dim=2048, encoder_layers=4, decoder_layers=4, encoder_attention_heads=8, image_encoder="resnet101"
+        encoder_embed_dim=512, encoder_ffn_embed_dim=2048, encoder_layers=4, decoder_layers=4, encoder_attention_heads=8,
+        image_encoder="resnet101",
     ),
     "segofa_base": dict(),
     "segofa_large": dict(
-        encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_layers=12, decoder_layers=12, encoder_attention_heads=16, image_encoder="resnet152"
+        encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_layers=12, decoder_layers=12, encoder_attention_heads=16,
+        image_encoder="resnet152",
     ),
     "segofa_huge": dict(
-        encoder_embed_dim=1280, encoder_ffn_embed_dim=5120, encoder_layers=24, decoder_layers=12, encoder_attention_heads=16, image_encoder="resnet152"
+        encoder_embed_dim=1280, encoder_ffn_embed_dim=5120, encoder_layers=24, decoder_layers=12, encoder_attention_heads=16,
+        image_encoder="resnet152",
     ),
 }  # fmt: skip
 """Named architectures: what differs from the defaults of SegOFAConfig."""
@@ -136,8 +153,9 @@ class SegOFA(Segmenter, BaseFairseqModel):
         self.grid_stride = images.out_strides[images.out_feature]
         sizes = dict(
             ffn_dim=config.encoder_ffn_embed_dim, heads=config.encoder_attention_heads, scale_factor=config.attn_scale_factor,
-            image_bucket_size=config.image_bucket_size, token_bucket_size=config.token_bucket_size, max_positions=config.max_source_positions,
-            dropout=config.dropout, attention_dropout=config.attention_dropout, activation_dropout=config.activation_dropout,
+            image_bucket_size=config.image_bucket_size, token_bucket_size=config.token_bucket_size,
+            max_positions=config.max_source_positions, dropout=config.dropout,
+            attention_dropout=config.attention_dropout, activation_dropout=config.activation_dropout,
         )  # fmt: skip
         self.encoder = Encoder(
             embed_tokens, seg_embed_tokens, images, layers=config.encoder_layers, side=config.orig_patch_image_size // self.grid_stride,

@@ -59,9 +59,7 @@ def class_maps_of(arrays: dict, class_token_ids: list[list[int]]) -> torch.Tenso
     bags, ends = arrays["artificial/class_token_bag"], arrays["artificial/bag_offsets"]
     ends = ends.reshape(len(bags), -1)
     class_of = {tuple(tokens): k for k, tokens in enumerate(class_token_ids)}
-    maps = [
-        [class_of[tuple(int(t) for t in piece)] for piece in np.split(bag[: end[-1]], end[:-1])] for bag, end in zip(bags, ends)
-    ]
+    maps = [[class_of[tuple(int(t) for t in piece)] for piece in np.split(bag[: end[-1]], end[:-1])] for bag, end in zip(bags, ends)]
     side = round(ends.shape[1] ** 0.5)
     return torch.tensor(maps).view(len(bags), side, side)
 
@@ -151,7 +149,13 @@ def test_tokens(case, real_data):
     prompt = encode(case.spec["prompt"])
     assert prompt == case.arrays["tokens/prompt"].tolist()
     source = source_token_ids(
-        prompt, case.class_token_ids, encode("unknown"), dictionary.bos(), dictionary.eos(), case.model.config.max_source_positions, names[:-1]
+        prompt,
+        case.class_token_ids,
+        encode("unknown"),
+        dictionary.bos(),
+        dictionary.eos(),
+        case.model.config.max_source_positions,
+        names[:-1],
     )
     assert source == case.source[0].tolist()
 

@@ -129,7 +129,9 @@ class EncoderLayer(TransformerLayer):
 class DecoderLayer(TransformerLayer):
     """Pre-norm self-attention, cross-attention and feed-forward layer of the decoder; arguments of TransformerLayer."""
 
-    def __init__(self, dim: int, ffn_dim: int, heads: int, scale_factor: float = 2.0, dropout: float = 0.0, attention_dropout: float = 0.0, **kwargs):
+    def __init__(
+        self, dim: int, ffn_dim: int, heads: int, scale_factor: float = 2.0, dropout: float = 0.0, attention_dropout: float = 0.0, **kwargs
+    ):
         super().__init__(dim, ffn_dim, heads, scale_factor, dropout, attention_dropout, **kwargs)
         self.self_attn_ln = nn.LayerNorm(dim)
         self.encoder_attn = MultiheadAttention(dim, heads, scale_factor, attention_dropout)
@@ -158,7 +160,9 @@ def drop_path_rates(rate: float, layers: int) -> list[float]:
     return [rate * i / max(layers - 1, 1) for i in range(layers)]
 
 
-def absolute_bias(query_positions: Tensor, key_positions: Tensor, query_linear: nn.Linear, key_linear: nn.Linear, heads: int, scale: float) -> Tensor:
+def absolute_bias(
+    query_positions: Tensor, key_positions: Tensor, query_linear: nn.Linear, key_linear: nn.Linear, heads: int, scale: float
+) -> Tensor:
     """(H, T, S) bias s (W_q p + b_q) (W_k p' + b_k)^T per head, of positions p (T, D) and p' (S, D)."""
     query = query_linear(query_positions).unflatten(1, (heads, -1)).transpose(0, 1) * scale
     key = key_linear(key_positions).unflatten(1, (heads, -1)).transpose(0, 1)

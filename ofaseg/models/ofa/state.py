@@ -81,14 +81,16 @@ def _upgrade_tokens(state: dict, own: dict, report: StateUpgrade) -> None:
     expected = own[TOKEN_KEYS[0]]
     if tokens.ndim != 2 or tokens.shape[1] != expected.shape[1]:
         raise CheckpointError(
-            f"{FOREIGN}: its word embedding is {tuple(tokens.shape)}, the model's {tuple(expected.shape)}; choose the architecture it was made with"
+            f"{FOREIGN}: its word embedding is {tuple(tokens.shape)}, the model's {tuple(expected.shape)}; "
+            "choose the architecture it was made with"
         )
     if len(tokens) == len(expected) - 1:
         tokens = torch.cat([tokens, expected[-1:].to(tokens)])
         report.resized.extend(TOKEN_KEYS)
     elif len(tokens) != len(expected):
         raise CheckpointError(
-            f"the checkpoint has a vocabulary of {len(tokens)} words, the model {len(expected)} (or {len(expected) - 1} without class symbols); "
+            f"the checkpoint has a vocabulary of {len(tokens)} words, the model {len(expected)} "
+            f"(or {len(expected) - 1} without class symbols); "
             "a checkpoint of another language or dictionary (such as the Chinese OFA) does not fit, use one made with the same dictionary"
         )
     for key in TOKEN_KEYS:

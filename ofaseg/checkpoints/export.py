@@ -1,0 +1,88 @@
+"""Models as safetensors + JSON: weights that any tool can read, and everything needed to build the model again."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ofaseg.atomic import atomic_write
+from ofaseg.models.ofa.state import CheckpointError
+from ofaseg.vocabulary import ClassVocabulary
+
+FORMAT = "ofaseg-model"
+FORMAT_VERSION = 1
+LOCAL_OPTIONS = ("data", "pretrained")
+"""Task options that name places on one machine; they are left out of the exported configuration."""
+
+
+def export_safetensors(
+    model, cfg, path, vocabulary: Optional[ClassVocabulary] = None, dtype: Optional[torch.dtype] = None, notes: Optional[dict] = None
+) -> dict:
+    """Writes `path` (ending in .safetensors) and the JSON file of the same stem beside it; each is written atomically.
+
+    Args:
+        model: a registered fairseq model; weights that share storage are stored once.
+        cfg: the run's configuration, dict or DictConfig, with the groups ``model`` and ``task``.
+        vocabulary: the classes of the model's class embeddings.
+        dtype: of the stored float weights, such as torch.float16; None keeps them.
+        notes: further JSON entries (seed, command, scores).
+
+    Returns: what was written to the JSON file.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: an exported model ends in .safetensors")
+    weights = save(_stored_tensors(model, dtype))
+    groups = _plain_groups(cfg)
+    task = {key: value for key, value in groups["task"].items() if key not in LOCAL_OPTIONS}
+    if task.get("bpe_dir"):
+        task["bpe_dir"] = Path(task["bpe_dir"]).name
+    about = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": groups["model"],
+        "task": task,
+        "vocabulary": None if vocabulary is None else vocabulary.to_json(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        **(notes or {}),
+    }
+    with atomic_write(path) as file:
+        file.write(weights)
+    with atomic_write(path.with_suffix(".json"), "w") as file:
+        json.dump(about, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    return about
+
+
+def _stored_tensors(model, dtype: Optional[torch.dtype]) -> dict[str, Tensor]:
+    """The state dict without repetitions, on the CPU, in `dtype`."""
+    tensors, seen = {}, set()
+    for key, value in model.state_dict().items():
+        place = (value.data_ptr(), value.shape)
+        if value.numel() and place in seen:
+            continue
+        seen.add(place)
+        value = value.detach().cpu().contiguous()
+        tensors[key] = value.to(dtype) if dtype is not None and value.is_floating_point() else value.clone()
+    return tensors
+
+
+def _plain_groups(cfg) -> dict[str, dict]:
+    """{"model": {...}, "task": {...}} as plain dicts with plain values."""
+    from omegaconf import OmegaConf
+
+    groups = {}
+    for group in ("model", "task"):
+        part = cfg[group] if isinstance(cfg, dict) or OmegaConf.is_config(cfg) else getattr(cfg, group)
+        if OmegaConf.is_config(part):
+            part = OmegaConf.to_container(part, resolve=True, enum_to_str=True)
+        elif dataclasses.is_dataclass(part):
+            part = {key: value for key, value in vars(part).items() if isinstance(value, str | int | float | bool | list | None)}
+        groups[group] = {key: value for key, value in dict(part).items() if value != "???"}
+    return groups

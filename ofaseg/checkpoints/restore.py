@@ -1,0 +1,157 @@
+"""From a checkpoint file to a model and its task, ready to predict."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Optional
+
+from ofaseg.checkpoints.ifseg import infer_architecture, load_weights, translate_configuration
+from ofaseg.checkpoints.safe import load_state
+from ofaseg.models.ofa.state import CLASS_KEYS, CheckpointError
+from ofaseg.vocabulary import ClassVocabulary
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TASK = "seq2seq_segmentation"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+def load_model(path, class_names: Optional[str] = None, device="cpu", overrides: Optional[dict] = None):
+    """Builds the task and the model of a checkpoint and loads its weights.
+
+    Works on checkpoints of fairseq-train, on exported ``.safetensors`` files (with their JSON beside them), and on official
+    OFA and IFSeg files. With other class names than the checkpoint's, the class embeddings are made from the names.
+
+    Args:
+        path: the checkpoint.
+        class_names: a file or comma-separated list; None for the classes of the shards (`overrides["data"]`) or the checkpoint.
+        device: where the model goes.
+        overrides: options of the task or model to change, by name.
+
+    Returns: (model in evaluation mode, task).
+
+    Raises:
+        CheckpointError: the file cannot be used, has no class names, or an override is unknown.
+    """
+    import ofaseg  # noqa: F401  registers tasks and models
+
+    path = Path(path)
+    state = load_state(path)
+    model_options, task_options, recorded = _options(state, path)
+    overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
+    model_name, model_config = _merged(_model_dataclass, model_options, overrides)
+    task_name, task_config = _merged(_task_dataclass, task_options, overrides)
+    unknown = [key for key in overrides if key not in model_config and key not in task_config]
+    if unknown:
+        raise CheckpointError(
+            f"{path}: unknown option {', '.join(unknown)}; neither the task {task_name} nor the model {model_name} has it"
+        )
+    if "bpe_dir" in task_config:
+        task_config["bpe_dir"] = _tokenizer_folder(task_config["bpe_dir"], path)
+    task = _build_task(task_name, task_config, class_names, recorded, path)
+    names_made_rows = not any(model_config.get(key) for key in ("train_class_embedding", "random_class_embeddings", "untie_seg_projection"))
+    same_classes = recorded.names == task.vocabulary.names if recorded is not None else not names_made_rows
+    model = task.build_model(_with_parent({"model": {**model_config, "_name": model_name}}).model)
+    weights = state["model"]
+    if not same_classes:
+        logger.info("%s: class embeddings are made from the %d class names", path, len(task.vocabulary))
+        weights = {key: value for key, value in weights.items() if key not in CLASS_KEYS}
+    load_weights(model, weights, str(path))
+    return model.to(device).eval(), task
+
+
+def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabulary]]:
+    """Model options, task options (each with `_name`) and the recorded vocabulary of a loaded checkpoint."""
+    cfg = state["cfg"] or {}
+    model, task = dict(cfg.get("model") or {}), dict(cfg.get("task") or {})
+    vocabulary = cfg.get("vocabulary") or state["task_state"].get("vocabulary")
+    recorded = ClassVocabulary.from_json(vocabulary, str(path)) if vocabulary else None
+    if _known_model(model.get("_name")):
+        return model, task, recorded
+    from ofaseg.models.ifseg import ARCHITECTURES
+
+    name = infer_architecture(state["model"], str(path))
+    options, task_options, names = translate_configuration(cfg)
+    if names:
+        recorded = ClassVocabulary(names=tuple(names), label_offset=1, ignore_label=0, source=str(path))
+    return {"_name": name, **ARCHITECTURES[name], **options}, {"_name": DEFAULT_TASK, **task_options}, recorded
+
+
+def _known_model(name: Optional[str]) -> bool:
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    return name in ARCH_MODEL_REGISTRY
+
+
+def _model_dataclass(name: str):
+    from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
+
+    name = ARCH_MODEL_NAME_REGISTRY.get(name, name)
+    return name, MODEL_DATACLASS_REGISTRY[name]
+
+
+def _task_dataclass(name: str):
+    """The task recorded if it segments, else the default one (a pretrained model is used for segmentation)."""
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+
+    if not hasattr(TASK_REGISTRY.get(name), "predict_batch"):
+        name = DEFAULT_TASK
+    return name, TASK_DATACLASS_REGISTRY[name]
+
+
+def _merged(find, options: dict, overrides: dict) -> tuple[str, dict]:
+    """Registered name and all option values: defaults, then the recorded ones, then `overrides`."""
+    name, dataclass_ = find(options.get("_name"))
+    fields = [f.name for f in dataclasses.fields(dataclass_) if f.name != "_name"]
+    merged = {key: options[key] for key in fields if key in options}
+    merged |= {key: overrides[key] for key in fields if key in overrides}
+    defaults = vars(dataclass_())
+    return name, {key: merged.get(key, defaults[key]) for key in fields}
+
+
+def _with_parent(groups: dict):
+    """A DictConfig whose groups can refer to ``common``."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create({"common": {"seed": 1}, **groups}, flags={"allow_objects": True})
+
+
+def _tokenizer_folder(recorded: str, path: Path) -> str:
+    """The tokenizer's folder: as recorded, else beside the checkpoint, else among the assets of the package."""
+    name = Path(recorded or "").name
+    candidates = [Path(recorded)] if recorded else []
+    candidates += [path.parent / name, path.parent / "bpe", path.parent, ASSETS / name] if name else [path.parent / "bpe", path.parent]
+    for folder in candidates:
+        if any((folder / file).is_file() for file in ("dict.txt", "gpt2_dict.txt")) or any(folder.glob("*.model")):
+            return str(folder)
+    return recorded or ""
+
+
+def _build_task(name: str, options: dict, class_names: Optional[str], recorded: Optional[ClassVocabulary], path: Path):
+    """The task, with the classes to predict."""
+    from fairseq.dataclass.utils import merge_with_parent
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+
+    task_class = TASK_REGISTRY[name]
+    if options.get("data") in (None, "???"):
+        options["data"] = ""
+    trained_names = options.pop("class_names", "")
+    options["class_names"] = class_names or ""
+    config = merge_with_parent(TASK_DATACLASS_REGISTRY[name](), _with_parent({"task": {**options, "_name": name}}).task)
+    vocabulary = _vocabulary(task_class, config, trained_names, recorded, path)
+    return task_class(config, vocabulary)
+
+
+def _vocabulary(task_class, config, trained_names: str, recorded: Optional[ClassVocabulary], path: Path) -> ClassVocabulary:
+    """The classes to predict: those given or of the shards, else the checkpoint's own."""
+    from ofaseg.data.shards import load_vocabulary
+
+    shards = load_vocabulary(config.data) if config.data and Path(config.data).is_dir() else None
+    if config.class_names or shards is not None:
+        return task_class.resolve_vocabulary(config)
+    if recorded is not None:
+        return recorded
+    if trained_names:
+        config.class_names = trained_names
+        return task_class.resolve_vocabulary(config)
+    raise CheckpointError(f"{path}: the checkpoint records no class names; give --class-names (a file or a comma-separated list)")

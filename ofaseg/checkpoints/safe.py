@@ -1,0 +1,147 @@
+"""Loading checkpoint files without running anything that stands in them.
+
+Torch files go through torch's restricted unpickler (`weights_only=True`). Classes that old fairseq checkpoints mention
+(OmegaConf containers, enums, dataclasses) are replaced by an inert record of what was stored, so no code of theirs runs
+and they need not be installed; anything else in a file is an error.
+"""
+
+import argparse
+import collections
+import enum
+import json
+import pickle
+import re
+from pathlib import Path
+
+import torch
+
+from ofaseg.models.ofa.state import CheckpointError
+
+HARMLESS_MODULES = ("omegaconf.", "fairseq.", "numpy.", "typing.", "enum.", "argparse.", "collections.", "__main__.")
+"""Classes of these modules may be mentioned by a file; they are read as inert records."""
+
+_UNKNOWN_CLASS = re.compile(r"(?:GLOBAL|Unsupported global:? GLOBAL) ([\w.]+)")
+
+
+class _Record:
+    """Stands in for an object of a class that is not loaded: constructor arguments and state, nothing else."""
+
+    arguments: tuple = ()
+    state = None
+
+    def __new__(cls, *args, **kwargs):
+        record = object.__new__(cls)
+        record.arguments = args
+        return record
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+def load_state(path) -> dict:
+    """Reads a checkpoint file onto the CPU.
+
+    Returns: a dict with ``model`` (state dict: name -> tensor), ``cfg`` (plain dict of the run's configuration, or None) and
+        ``task_state`` (dict). For a safetensors file the configuration is the JSON file of the same stem beside it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds classes that have no place in a checkpoint, or no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: checkpoint not found; check the path")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    content = _load_torch(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint with weights by name")
+    weights = content.get("model", content)
+    if not isinstance(weights, dict) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise CheckpointError(
+            f"{path}: no weights by name in it (entries: {', '.join(map(str, list(content)[:6]))}); give a model checkpoint"
+        )
+    cfg = content.get("cfg") if weights is not content else None
+    if cfg is None and weights is not content and content.get("args") is not None:
+        args = plain(content["args"])
+        cfg = {"model": args, "task": args}
+    weights = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    return {"model": weights, "cfg": plain(cfg), "task_state": plain(content.get("task_state")) or {}}
+
+
+def _load_safetensors(path: Path) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    about = path.with_suffix(".json")
+    cfg = None
+    if about.is_file():
+        try:
+            cfg = json.loads(about.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{about}: not valid JSON ({error})") from error
+    return {"model": weights, "cfg": cfg, "task_state": {}}
+
+
+def _load_torch(path: Path):
+    """`torch.load(weights_only=True)`, learning the harmless classes of the file on the way."""
+    allowed: list = [argparse.Namespace, collections.defaultdict, dict, list, tuple, set, frozenset, int, float, bool, str]
+    names: set[str] = set()
+    while True:
+        # leaving the context forgets what it added, so it must not add what the process allows anyway
+        more = [item for item in allowed if item not in torch.serialization.get_safe_globals()]
+        try:
+            with torch.serialization.safe_globals(more):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            name = _UNKNOWN_CLASS.search(str(error))
+            if name is None:
+                raise CheckpointError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from error
+            full = name.group(1)
+            if full in names or not full.startswith(HARMLESS_MODULES):
+                raise CheckpointError(
+                    f"{path}: mentions {full}, which has no place in a checkpoint; it was not loaded. Use a file from a source you trust, "
+                    "or convert it to safetensors there"
+                ) from error
+            names.add(full)
+            allowed.append((type(full.rpartition(".")[2], (_Record,), {}), full))
+        except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{path}: damaged, or not a checkpoint ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def plain(value):
+    """Configuration objects as plain Python: OmegaConf containers, namespaces, enums and inert records become dict, list, scalars."""
+    if isinstance(value, argparse.Namespace):
+        return plain(vars(value))
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, _Record):
+        return _plain_record(value)
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    return value
+
+
+def _plain_record(record: _Record):
+    """What an inert record stood for: the content of an OmegaConf node, the value of an enum, the fields of an object."""
+    state = record.state
+    if isinstance(state, tuple) and state and isinstance(state[0], dict):
+        state = state[0]
+    if isinstance(state, dict):
+        for content in ("_content", "_val"):
+            if content in state:
+                return plain(state[content])
+        return plain(state)
+    return plain(record.arguments[0]) if len(record.arguments) == 1 else None

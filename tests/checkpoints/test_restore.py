@@ -1,0 +1,144 @@
+"""Export, read back, and build models and tasks from checkpoint files."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from ofaseg.checkpoints import CheckpointError, export_safetensors, load_model, load_state
+from ofaseg.models.ifseg import SegOFA, architecture_config
+from ofaseg.vocabulary import ClassVocabulary
+from tests.checkpoints.layouts import ofa_state
+
+WORDS = "what is the segmentation map of image? object: unknown red ball grass sky water tree".split()
+NAMES = ("red ball", "grass", "sky")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "bpe").mkdir()
+    (tmp_path / "bpe" / "dict.txt").write_text("".join(f"{word} 1\n" for word in WORDS))
+    return tmp_path
+
+
+def configuration(folder, **model_options):
+    model = dataclasses.asdict(architecture_config("segofa_nano", **model_options)) | {"_name": "segofa_nano"}
+    task = {
+        "_name": "seq2seq_segmentation", "data": str(folder / "gone"), "bpe_dir": str(folder / "bpe"), "class_names": ", ".join(NAMES),
+        "num_bins": 12, "code_dict_size": 0, "patch_image_size": 96, "max_source_positions": 512, "seed": 1,
+    }  # fmt: skip
+    return {"model": model, "task": task}
+
+
+def trained_model(cfg, rows: int):
+    torch.manual_seed(2)
+    tokens = [[4 + WORDS.index(word) for word in name.split()] for name in NAMES]
+    config = architecture_config("segofa_nano")
+    return SegOFA(config, rows, tokens).eval()
+
+
+ROWS = 4 + len(WORDS) + 1 + 12 + 1
+
+
+def predict(model, task):
+    image = torch.arange(96 * 96 * 3, dtype=torch.int64).view(96, 96, 3).mul(7).remainder(255).to(torch.uint8).numpy()
+    return model.predict(**task.encode_image_for_predict(image)["net_input"]).class_logits
+
+
+def test_training_checkpoint(folder):
+    cfg = configuration(folder)
+    model = trained_model(cfg, ROWS)
+    torch.save({"model": model.state_dict(), "cfg": cfg}, folder / "checkpoint.pt")
+    loaded, task = load_model(folder / "checkpoint.pt")
+    assert task.vocabulary.names == NAMES and not loaded.training
+    assert task.class_token_ids == [ids[ids != 1].tolist() for ids in model.class_token_ids]
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert predict(loaded, task).shape == (1, 3, 12, 12)
+
+
+def test_other_class_names(folder):
+    cfg = configuration(folder)
+    torch.save({"model": trained_model(cfg, ROWS).state_dict(), "cfg": cfg}, folder / "checkpoint.pt")
+    loaded, task = load_model(folder / "checkpoint.pt", class_names="water, tree")
+    assert loaded.num_classes == 2
+    assert torch.equal(loaded.class_embeddings(), loaded.class_words())
+    assert predict(loaded, task).shape == (1, 2, 12, 12)
+
+
+def test_export_and_read_back(folder):
+    cfg = configuration(folder)
+    model = trained_model(cfg, ROWS)
+    vocabulary = ClassVocabulary(names=NAMES, source="test")
+    path = folder / "model.safetensors"
+    about = export_safetensors(model, cfg, path, vocabulary, notes={"seed": 2})
+    assert about["seed"] == 2 and str(folder) not in path.with_suffix(".json").read_text()
+    stored = load_state(path)["model"]
+    assert "decoder.embed_tokens.weight" not in stored and "encoder.embed_tokens.weight" in stored
+    loaded, task = load_model(path)
+    assert task.vocabulary.names == NAMES
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_half_precision_export(folder):
+    cfg = configuration(folder)
+    path = folder / "model.safetensors"
+    export_safetensors(trained_model(cfg, ROWS), cfg, path, ClassVocabulary(names=NAMES), dtype=torch.float16)
+    loaded, task = load_model(path)
+    assert next(loaded.parameters()).dtype == torch.float32
+    assert predict(loaded, task).isfinite().all()
+
+
+def test_export_needs_the_suffix(folder):
+    with pytest.raises(CheckpointError, match="safetensors"):
+        export_safetensors(torch.nn.Linear(1, 1), {"model": {}, "task": {}}, folder / "model.bin")
+
+
+def test_overrides(folder):
+    cfg = configuration(folder)
+    torch.save({"model": trained_model(cfg, ROWS).state_dict(), "cfg": cfg}, folder / "checkpoint.pt")
+    loaded, task = load_model(folder / "checkpoint.pt", overrides={"decoder_input_type": "query", "resnet_iters": 3})
+    assert loaded.decoder.input_type == "query" and task.cfg.resnet_iters == 3
+    with pytest.raises(CheckpointError, match="unknown option colour"):
+        load_model(folder / "checkpoint.pt", overrides={"colour": 1})
+
+
+def test_official_configuration(folder):
+    """A published checkpoint: no registered model name, string booleans, the class list as one text."""
+    cfg = configuration(folder)
+    model = trained_model(cfg, ROWS)
+    official = {
+        "model": {
+            "arch": "segofa_x",
+            "patch_image_size": 96,
+            "orig_patch_image_size": 96,
+            "tie_seg_projection": "true",
+            "full_context_alignment": "true",
+        },
+        "task": {"category_list": "red ball, grass, sky", "prompt_prefix": "what is the image? object:"},
+    }
+    torch.save({"model": model.state_dict(), "cfg": official}, folder / "figure.pt")
+    loaded, task = load_model(folder / "figure.pt", overrides={"num_bins": 12, "code_dict_size": 0})
+    assert task.vocabulary.names == NAMES and task.cfg.prompt_prefix == "what is the image? object:"
+    assert loaded.decoder.full_context
+
+
+def test_no_class_names(folder):
+    cfg = configuration(folder)
+    state = ofa_state(trained_model(cfg, ROWS))
+    torch.save({"model": state}, folder / "ofa.pt")
+    options = {"num_bins": 12, "code_dict_size": 0}
+    with pytest.raises(CheckpointError, match="give --class-names"):
+        load_model(folder / "ofa.pt", overrides=options)
+    loaded, _ = load_model(folder / "ofa.pt", class_names="sky,grass", overrides=options)
+    assert loaded.num_classes == 2
+
+
+def test_json_describes_the_model(folder):
+    cfg = configuration(folder)
+    export_safetensors(trained_model(cfg, ROWS), cfg, folder / "m.safetensors", ClassVocabulary(names=NAMES))
+    about = json.loads((folder / "m.json").read_text())
+    assert about["format"] == "ofaseg-model" and about["vocabulary"]["names"] == list(NAMES)
+    assert about["model"]["encoder_embed_dim"] == 128 and "data" not in about["task"]
