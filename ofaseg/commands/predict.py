@@ -39,7 +39,11 @@ def run(args) -> int:
     sources = list(dict.fromkeys(expand(args.images)))
     if not sources:
         raise ValueError(f"no photo in {', '.join(args.images)}; photos end in {' '.join(PHOTO_SUFFIXES)}")
-    overrides = common.parse_overrides(args.override) | ({"bpe_dir": args.bpe_dir} if args.bpe_dir else {})
+    overrides = common.parse_overrides(args.override)
+    if args.bpe_dir:
+        overrides["bpe_dir"] = args.bpe_dir
+    if args.class_names:
+        overrides["data"] = ""  # the names of the photos' classes need not be those of the shards trained on
     device = common.choose_device(args.device)
     model, task = load_model(args.checkpoint, class_names=args.class_names or None, device=device, overrides=overrides)
     model.eval()

@@ -48,6 +48,9 @@ summary{cursor:pointer;color:var(--muted)}
 @media print{.card,.tile,.example{break-inside:avoid}}
 """
 
+SUBSETS = {"train": "training", "valid": "validation"}
+"""Subset in a log -> what the legend says."""
+
 
 @dataclass
 class Result:
@@ -158,13 +161,12 @@ def _example(example: Example, vocabulary: ClassVocabulary) -> str:
     image, label_maps = shrink(example.image, label_maps, 640)
     image, label_maps = enlarge(image, label_maps, 240)
     names = ["labels", *(name or "prediction" for name in example.predictions)]
-    panels = [_panel(image, "photo", f"Photo {example.name}")]
+    panels = [_panel(image, example.name, f"Photo {example.name}")]
     for name, label_map in zip(names, label_maps):
         if label_map is not None:
             areas = ", ".join(f"{area['name']} {area['percent']:.0f} %" for area in class_areas(label_map, vocabulary)[:6])
             panels.append(_panel(overlay(image, label_map, vocabulary.palette), name, f"{name} of {example.name}: {areas or 'no class'}"))
-    heading = f"<figcaption>{escape(example.name)}</figcaption>"
-    return f'<div class="example card"><div class="panels">{"".join(panels)}</div>{heading}</div>'
+    return f'<div class="example card"><div class="panels">{"".join(panels)}</div></div>'
 
 
 def _panel(picture: np.ndarray, caption: str, alt: str) -> str:
@@ -193,19 +195,18 @@ def _missing(value: Optional[float]) -> bool:
 
 def training_charts(logs: Sequence[TrainingLog]) -> dict[str, str]:
     """SVG charts under `loss` and `miou` (validation); a chart without values is left out."""
-
-    def named(log: TrainingLog, what: str) -> str:
-        return f"{log.name}, {what}" if len(logs) > 1 else what
-
-    loss = [
-        (named(log, label), log.curves.get(key, []))
-        for log in logs
-        for key, label in (("train_loss", "training"), ("valid_loss", "validation"))
-    ]
-    iou = [(log.name if len(logs) > 1 else "validation", _fractions(log.curves.get("valid_mIoU", []))) for log in logs]
-    loss, iou = [s for s in loss if s[1]][:6], [s for s in iou if s[1]][:6]
-    charts = {"loss": line_chart(loss, "loss")} if loss else {}
-    return charts | ({"miou": line_chart(iou, "validation mIoU, %", percent=True)} if iou else {})
+    loss, iou = [], []
+    for log in logs:
+        run = f"{log.name}, " if len(logs) > 1 else ""
+        for key, points in log.curves.items():
+            subset, _, metric = key.partition("_")
+            if metric == "loss":
+                loss.append((run + SUBSETS.get(subset, subset), points))
+            elif metric.startswith("mIoU") and subset != "train":
+                extra = metric.removeprefix("mIoU").replace("_", " ")
+                iou.append((run + SUBSETS.get(subset, subset) + extra, _fractions(points)))
+    charts = {"loss": line_chart(loss[:6], "loss")} if loss else {}
+    return charts | ({"miou": line_chart(iou[:6], "mIoU, %", percent=True)} if iou else {})
 
 
 def _fractions(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

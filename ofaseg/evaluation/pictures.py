@@ -34,6 +34,8 @@ def outlines(label_map: np.ndarray) -> np.ndarray:
 def overlay(image: np.ndarray, label_map: np.ndarray, palette, alpha: float = 0.55, outline: bool = True) -> np.ndarray:
     """The photo under its coloured label map, classes outlined; unlabelled pixels show the photo darkened.
 
+    The photo loses most of its own colour, so that the colours of the legend can be recognised.
+
     Args:
         image: (H, W, 3) uint8.
         label_map: (H, W) class ids or IGNORE_INDEX.
@@ -45,7 +47,9 @@ def overlay(image: np.ndarray, label_map: np.ndarray, palette, alpha: float = 0.
     """
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"image {image.shape[:2]} and label map {label_map.shape} differ in size; draw both at the photo's size")
-    mixed = image * (1 - alpha) + colour_map(label_map, palette) * alpha
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    muted = 0.2 * image + 0.8 * grey[..., None]
+    mixed = muted * (1 - alpha) + colour_map(label_map, palette) * alpha
     mixed = np.where((label_map == IGNORE_INDEX)[..., None], image * 0.45, mixed)
     if outline:
         mixed[outlines(label_map)] = 255

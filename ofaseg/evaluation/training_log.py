@@ -15,7 +15,8 @@ class TrainingLog:
 
     Attributes:
         name: what to call the run.
-        curves: series name (``train_loss``, ``valid_mIoU`` ...) -> list of (update, value), ascending and finite.
+        curves: series name (``train_loss``, ``valid_mIoU``, ``test_mIoU`` ...) -> list of (update, value), ascending and finite;
+            a validation subset called ``val`` is ``valid`` here.
     """
 
     name: str
@@ -37,23 +38,27 @@ def read_training_log(path, name: str = "") -> TrainingLog:
         record = _json_object(line)
         if record is None:
             continue
-        update = _number(_first(record, "num_updates", "train_num_updates", "valid_num_updates"), update)
+        subset = _subset(record)
+        update = _number(record.get(f"{subset}_num_updates", record.get("num_updates")), update)
         for key, value in record.items():
             number = _number(value, math.nan)
-            series = _series_name(key, record)
+            series = _series_name(key, subset)
             if series and math.isfinite(number):
                 values.setdefault(series, {})[update] = number
     return TrainingLog(name or path.stem, {series: sorted(points.items()) for series, points in values.items()})
 
 
-def _series_name(key: str, record: dict) -> str:
-    """`loss` of a line inside an epoch is called train_loss; counters and clocks are no curves."""
-    base = key.removeprefix("train_").removeprefix("valid_")
-    if base in NO_CURVES or base.startswith("best_"):
+def _subset(record: dict) -> str:
+    """What a line is about: `train` or the name of a validation subset at the end of an epoch, empty inside an epoch."""
+    return next((key.removesuffix("_num_updates") for key in record if key.endswith("_num_updates")), "")
+
+
+def _series_name(key: str, subset: str) -> str:
+    """`loss` of a line inside an epoch is called train_loss, `val_loss` valid_loss; counters and clocks are no curves."""
+    metric = key.removeprefix(f"{subset}_") if subset else key
+    if metric in NO_CURVES or metric.startswith("best_"):
         return ""
-    if "update" in record:  # a line from inside an epoch
-        return f"train_{key}"
-    return key if key.startswith(("train_", "valid_")) else ""
+    return f"{'valid' if subset == 'val' else subset or 'train'}_{metric}"
 
 
 def _json_object(line: str):
@@ -66,10 +71,6 @@ def _json_object(line: str):
     except json.JSONDecodeError:
         return None
     return record if isinstance(record, dict) and ("epoch" in record or "num_updates" in record) else None
-
-
-def _first(record: dict, *keys):
-    return next((record[key] for key in keys if key in record), None)
 
 
 def _number(value, default: float) -> float:

@@ -57,6 +57,8 @@ begin training {
 {"epoch": 2, "update": 1.5, "loss": "9.9", "num_updates": "15"}
 {"epoch": 2, "update": 1.5, "loss": "1.0", "num_updates": "15"}
 {"epoch": 2, "update": 1.8, "loss": "nan", "num_updates": "18"}
+{"epoch": 2, "val_mIoU": "0.5", "val_num_updates": "20", "val_best_mIoU": "0.5", "val_wps": "9"}
+{"epoch": 2, "test_mIoU": 0.4, "test_num_updates": "20"}
 {"epoch": 2, "valid_loss": "1.2", "valid_mIoU": "0.31", "valid_num
 """
 
@@ -67,7 +69,7 @@ def test_training_curves_from_log_lines(tmp_path):
     log = read_training_log(path)
     assert log.name == "adapt" and log
     assert log.curves["train_loss"] == [(5, 2.5), (10, 2.0), (15, 1.0)]
-    assert log.curves["valid_mIoU"] == [(10, 0.25)] and log.curves["valid_loss"] == [(10, 1.5)]
-    assert set(log.curves) == {"train_loss", "train_lr", "valid_loss", "valid_mIoU"}
+    assert log.curves["valid_mIoU"] == [(10, 0.25), (20, 0.5)] and log.curves["valid_loss"] == [(10, 1.5)]
+    assert set(log.curves) == {"train_loss", "train_lr", "valid_loss", "valid_mIoU", "test_mIoU"}
     path.write_text("nothing here\n")
     assert not read_training_log(path)
