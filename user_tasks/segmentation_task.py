@@ -14,7 +14,6 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 from torch import Tensor
 
-from ofaseg.checkpoints import load_pretrained
 from ofaseg.data import transforms
 from ofaseg.data.segmentation_dataset import SegmentationDataset
 from ofaseg.data.shards import ShardReader, load_vocabulary
@@ -81,6 +80,8 @@ class SegmentationTask(FairseqTask):
         """Builds the model, from `--pretrained` weights where given; logs what matched."""
         model = super().build_model(cfg, from_checkpoint)
         if self.cfg.pretrained and not from_checkpoint:
+            from ofaseg.checkpoints import load_pretrained  # checkpoints know tasks, so tasks import them late
+
             load_pretrained(model, self.cfg.pretrained)
         return model
 
