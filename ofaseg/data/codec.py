@@ -131,6 +131,7 @@ def decode_image(data: bytes, where: str = "") -> np.ndarray:
     image = _open(data, where)
     orientation = _orientation(image)
     try:
+        # simplejpeg also refuses damaged pixel data that Pillow passes over in silence
         if simplejpeg is not None and image.format == "JPEG" and image.mode == "RGB" and orientation == 1:
             return simplejpeg.decode_jpeg(data, "RGB")
         image.load()

@@ -13,8 +13,12 @@ from ofaseg.vocabulary import VocabularyError
 
 _EXTENSIONS = (".tsv", ".parquet")
 _SHARD_NAME = re.compile(r"^(?P<split>.+?)(?:-(?P<number>\d{5,})-of-(?P<count>\d{5,}))?\.(?P<format>tsv|parquet)$")
-OTHER_NAME = {"valid": "val", "val": "valid"}
-"""Two names of one split; either stands in for the other."""
+_VALIDATION_NAMES = ("valid", "val", "validation")
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """The names under which a split may be stored, `split` first; valid, val and validation stand in for each other."""
+    return (split, *(name for name in _VALIDATION_NAMES if name != split)) if split in _VALIDATION_NAMES else (split,)
 
 
 def shard_name(split: str, number: int, count: int, format: str) -> str:
@@ -47,7 +51,7 @@ def list_splits(root) -> dict[str, list[str]]:
 
 
 def find_split(root, split: str) -> list[str]:
-    """The shard files of `split` in folder `root`, in row order; "valid" and "val" stand in for each other.
+    """The shard files of `split` in folder `root`, in row order; see `split_names` for other names of it.
 
     Raises:
         ShardError: no such folder or split (the message lists those there), shards missing, two sets of shards.
@@ -55,7 +59,7 @@ def find_split(root, split: str) -> list[str]:
     if not os.path.isdir(root):
         raise ShardError.at(root, f"no such folder{_near(root)}; give the folder that data_prep/prepare.py wrote")
     splits = list_splits(root)
-    paths = splits.get(split) or splits.get(OTHER_NAME.get(split, ""))
+    paths = next((splits[name] for name in split_names(split) if name in splits), None)
     if not paths:
         there = f"it has {', '.join(splits)}" if splits else "it has no .tsv or .parquet file"
         raise ShardError.at(root, f"no shards of split {split!r}; {there}. Write them with data_prep/prepare.py, or name another split")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import List, Optional, Union
 
 from ofaseg.data import rows as row_types
-from ofaseg.data.folder import OTHER_NAME, expand_paths, find_split, list_splits, read_description
+from ofaseg.data.folder import expand_paths, find_split, list_splits, read_description, split_names
 from ofaseg.data.parquet import ParquetShard
 from ofaseg.data.rows import COLUMNS, ShardError
 from ofaseg.data.shard_writer import ShardWriter
@@ -112,7 +112,7 @@ class ShardReader:
         """
         reader = cls(find_split(root, split), selected_cols, columns)
         counts = (read_description(root) or {}).get("num_rows", {})
-        expected = counts.get(split, counts.get(OTHER_NAME.get(split, "")))
+        expected = next((counts[name] for name in split_names(split) if name in counts), None)
         if expected is not None and expected != len(reader):
             problem = f"split {split!r} has {len(reader)} rows, vocabulary.json says {expected}: an incomplete or mixed copy"
             raise ShardError.at(root, f"{problem}; copy or write the folder again")

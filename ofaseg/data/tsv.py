@@ -230,10 +230,14 @@ class TsvShard:
         """(H, W) of the image, from the first part of the line where that holds the image header."""
         if self.positions.get("image") == 0:
             start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-            text = os.pread(self._fileno(), min(_HEADER_CHARACTERS, end - start), start).split(b"\t")[0]
+            before = 1 if start else 0
+            text = os.pread(self._fileno(), min(_HEADER_CHARACTERS, end - start) + before, start - before)
             try:
+                if before and text[:1] != b"\n":
+                    raise codec.CodecError("no line starts here")
+                text = text[before:].split(b"\t")[0]
                 return codec.image_size(codec.b64decode(text[: len(text) // 4 * 4]))
-            except codec.CodecError:  # a header longer than that, or a bad row: the whole row tells
+            except codec.CodecError:  # a longer header, a stale index or a bad row: reading the whole row tells
                 pass
         data = self.read(row, ("image",))["image"]
         try:

@@ -185,6 +185,10 @@ class TestForSplit:
         assert len(ShardReader.for_split(tmp_path, "valid")) == 2
         write(tmp_path / "b", "valid", count=3)
         assert len(ShardReader.for_split(tmp_path / "b", "val")) == 3
+        (tmp_path / "c").mkdir()
+        (tmp_path / "val-00000-of-00001.tsv").rename(tmp_path / "c" / "validation.tsv")
+        (tmp_path / "vocabulary.json").rename(tmp_path / "c" / "vocabulary.json")
+        assert ShardReader.for_split(tmp_path / "c", "valid")[1]["id"] == "sample_1"
 
     def test_one_file_per_split(self, tmp_path):
         write(tmp_path, count=3)

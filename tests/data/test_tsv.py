@@ -130,6 +130,7 @@ class TestIndex:
         with open(path, "r+b") as file:
             file.write(b"\n".join([lines[0], *lines[:0:-1]]))
         with caplog.at_level(logging.WARNING):
+            assert reader.image_size(3) == (5, 9)
             assert [reader[k]["id"] for k in range(6)] == [f"{k:012d}" for k in (0, 5, 4, 3, 2, 1)]
         assert "changed while it was open" in caplog.text
 

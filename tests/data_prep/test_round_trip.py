@@ -81,3 +81,16 @@ def test_a_wrong_remap_fails(tmp_path, monkeypatch):
     with pytest.raises(prepare.PrepareError, match="sample 'b_2': label map holds -1..11; allowed are 0..10 and -1"):
         prepare.write_split("camvid", root, tmp_path / "out", SPLIT, "tsv")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_real_frames(real_data, tmp_path):
+    """All validation frames of CamVid: both formats hold the same rows, photos byte for byte, every label in place."""
+    module, root = prepare.load_dataset_module("camvid"), real_data / "camvid"
+    for format in ("tsv", "parquet"):
+        assert prepare.write_split("camvid", root, tmp_path / format, "val", format)["num_rows"] == 101
+    readers = [ShardReader.for_split(tmp_path / format, "val") for format in ("tsv", "parquet")]
+    for i, sample in enumerate(module.iter_samples(root, "val")):
+        row = readers[0][i]
+        assert row == readers[1][i] and (row["id"], row["image"]) == (sample["id"], sample["image"])
+        np.testing.assert_array_equal(codec.decode_label_map(row["label_map"], module.vocabulary()), sample["label_map"])
