@@ -30,6 +30,11 @@ HYDRA_DEFAULTS = {"hydra.job.chdir": "false", "hydra.run.dir": "${checkpoint.sav
 MODEL_PACKAGE = "ofaseg.models."
 
 
+def register_paths() -> None:
+    """``${ofaseg:assets/shapes}`` in a YAML file: a path inside the installed package."""
+    OmegaConf.register_new_resolver("ofaseg", lambda path: str(CONFIG_DIR.parent / path), replace=True)
+
+
 def store_architectures() -> list[str]:
     """Makes every named architecture of this toolkit an entry of hydra's ``model`` group; returns their names.
 
@@ -73,6 +78,7 @@ def _config_names() -> list[str]:
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Console entry point; arguments default to the command line's."""
     sys.argv[1:] = hydra_arguments(sys.argv[1:] if arguments is None else arguments)
+    register_paths()
     store_architectures()
     hydra_train.cli_main()
 

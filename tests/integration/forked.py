@@ -87,7 +87,7 @@ class ForkServer:
 
     def __init__(self, preload=("fairseq_cli.train", "ofaseg"), env=None):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [environment.get("PYTHONPATH")])])
         command = [sys.executable, "-m", "tests.integration.forked", *preload]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment, text=True)
 
@@ -144,11 +144,11 @@ def _child(request: dict, folder: str, rank: int, launch: dict) -> None:
     output = os.open(os.path.join(folder, f"{rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ.update(request["env"], **launch)
-    os.chdir(request["cwd"])
-    sys.argv = request["argv"]
     status = 0
     try:
+        os.environ.update(request["env"], **launch)
+        os.chdir(request["cwd"])
+        sys.argv = request["argv"]
         module, _, name = request["target"].partition(":")
         value = getattr(importlib.import_module(module), name)(*request["args"])
         if module != "fairseq_cli.train":
@@ -167,6 +167,7 @@ def _fork_all(request: dict, folder: str) -> dict:
     """-> rank of each child's process id."""
     ranks, port = {}, free_port()
     for rank in range(request["nproc"]):
+        Path(folder, f"{rank}.txt").touch()
         launch = {}
         if request["nproc"] > 1:
             launch = dict(MASTER_ADDR="localhost", MASTER_PORT=str(port), WORLD_SIZE=str(request["nproc"]))

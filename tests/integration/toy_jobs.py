@@ -50,3 +50,12 @@ def load_foreign_object(path: str) -> None:
     """A file with an object of another class: must be refused with and without the patches."""
     torch.save({"model": {}, "cfg": compat.UnknownObject()}, path)
     torch.load(path)
+
+
+def hydra_train(arguments: list) -> None:
+    """``ofaseg-hydra-train`` with the toy plug-in's parts known too."""
+    import toy_plugin  # noqa: F401
+
+    from ofaseg.hydra_train import main
+
+    main(arguments)
