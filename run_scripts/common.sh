@@ -44,6 +44,7 @@ train() {  # train DATA FLAG...: fairseq-train on NGPU GPUs or NPROC CPU process
     echo "$SCRIPT_NAME: fairseq-train not found; run 'make env' first" >&2
     exit 2
   fi
+  [ "$DRY_RUN" = 1 ] || mkdir -p "$OUT"
   local device=(--distributed-world-size "$NGPU")
   [ "$NGPU" != 0 ] || device=(--cpu --distributed-world-size "${NPROC:-1}")
   run "$BIN/fairseq-train" "$@" \

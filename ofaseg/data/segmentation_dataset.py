@@ -126,14 +126,12 @@ class SegmentationDataset(PlainBatches):
         """
         row = self.reader.read(index, columns=[name for name in ("image", "label_map") if name in self.reader.columns])
         image, label_map = decode_pair(row, self.vocabulary, lambda column="": self.reader.location(index, column))
-        sample = {"image": image}
-        if label_map is not None:
-            sample["label_map"] = label_map
+        sample = {"image": image, "label_map": label_map}
         rng = np.random.default_rng((self.seed, self.epoch, index))
         native_size = image.shape[:2]
         out = to_tensors(self.transform(sample, rng))
         out.update(id=index, native_size=native_size)
-        if not self.training and label_map is not None:
+        if not self.training:
             out["native_label_map"] = torch.from_numpy(label_map).long()
         return out
 
@@ -153,7 +151,7 @@ class SegmentationDataset(PlainBatches):
             return batch
         batch["net_input"]["image"] = torch.stack([s["image"] for s in good])
         batch["native_sizes"] = [s["native_size"] for s in good]
-        if all("label_map" in s for s in good) and self.training:
+        if self.training:
             batch["target"] = torch.stack([s["label_map"] for s in good])
         if all("native_label_map" in s for s in good):
             batch["native_label_maps"] = [s["native_label_map"] for s in good]
@@ -168,15 +166,15 @@ class SegmentationDataset(PlainBatches):
         raise ShardError(f"no row of the training shards can be read; the first problem: {bad[0].message}")
 
 
-def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str]) -> tuple[np.ndarray, Optional[np.ndarray]]:
-    """Image (H, W, 3) uint8 and label map (H, W) int32 (None when the row has none) of a row; `where(column)` names the place.
+def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str]) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) uint8 and label map (H, W) int32 of a row; `where(column)` names the place in messages.
 
     Raises:
-        CodecError: either cannot be decoded, or their sizes differ.
+        CodecError: the row has no label map, either cannot be decoded, or their sizes differ.
     """
     image = codec.decode_image(row["image"], where=where("image"))
     if not row.get("label_map"):
-        return image, None
+        raise codec.CodecError(f"{where('label_map')}: the row has no label map; leave it out of the shards, or segment it with `ofaseg predict`")
     label_map = codec.decode_label_map(row["label_map"], vocabulary, where=where("label_map"))
     if label_map.shape != image.shape[:2]:
         raise codec.CodecError(
