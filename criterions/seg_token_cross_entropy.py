@@ -6,9 +6,9 @@ import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
-from ofaseg.losses import upsampled_cross_entropy
 from torch import Tensor
 
+from ofaseg.losses import upsampled_cross_entropy
 from ofaseg.structures import DenseOutput
 from ofaseg.vocabulary import IGNORE_INDEX
 

@@ -97,7 +97,8 @@ class ClassVocabulary:
         for attribute in ("thing", "novel", "palette"):
             values = getattr(self, attribute)
             if values and len(values) != len(self.names):
-                raise VocabularyError(f"{self.source or 'vocabulary'}: {len(values)} entries in {attribute!r} for {len(self.names)} class names")
+                where = self.source or "vocabulary"
+                raise VocabularyError(f"{where}: {len(values)} entries in {attribute!r} for {len(self.names)} class names")
         first, last = self.label_offset, self.label_offset + len(self.names) - 1
         if first <= self.ignore_label <= last:
             raise VocabularyError(
@@ -165,7 +166,9 @@ def resolve_vocabulary(class_names: str, shard_vocabulary: Optional[ClassVocabul
     """
     if not class_names:
         if shard_vocabulary is None:
-            raise VocabularyError("no class names: give --class-names (a file or a comma-separated list), or put vocabulary.json beside the shards")
+            raise VocabularyError(
+                "no class names: give --class-names (a file or a comma-separated list), or put vocabulary.json beside the shards"
+            )
         return shard_vocabulary
     names = parse_class_names(class_names)
     if shard_vocabulary is None:

@@ -17,7 +17,12 @@ def test_names_from_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("cat,,dog", "class 1 has an empty name"), ("cat, dog, cat", "'cat' stands twice"), ("no/such/file.txt", "not found"), ("", "empty name")],
+    [
+        ("cat,,dog", "class 1 has an empty name"),
+        ("cat, dog, cat", "'cat' stands twice"),
+        ("no/such/file.txt", "not found"),
+        ("", "empty name"),
+    ],
 )
 def test_bad_lists_are_named(text, message):
     with pytest.raises(VocabularyError, match=message):

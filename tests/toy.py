@@ -23,7 +23,9 @@ def toy_photo(rng: np.random.Generator, label_map: np.ndarray) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
-def write_toy_shards(root, split: str, num: int, sizes=((32, 48),), seed: int = 0, file_format: str = "tsv", names=NAMES) -> ClassVocabulary:
+def write_toy_shards(
+    root, split: str, num: int, sizes=((32, 48),), seed: int = 0, file_format: str = "tsv", names=NAMES
+) -> ClassVocabulary:
     """Writes `num` rows whose photo sizes cycle through `sizes` (height, width); returns their vocabulary."""
     vocabulary = ClassVocabulary(tuple(names), source="toy")
     rng = np.random.default_rng(seed)

@@ -174,7 +174,8 @@ def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str
     """
     image = codec.decode_image(row["image"], where=where("image"))
     if not row.get("label_map"):
-        raise codec.CodecError(f"{where('label_map')}: the row has no label map; leave it out of the shards, or segment it with `ofaseg predict`")
+        problem = "the row has no label map; leave it out of the shards, or segment it with `ofaseg predict`"
+        raise codec.CodecError(f"{where('label_map')}: {problem}")
     label_map = codec.decode_label_map(row["label_map"], vocabulary, where=where("label_map"))
     if label_map.shape != image.shape[:2]:
         raise codec.CodecError(

@@ -8,7 +8,6 @@ ifseg_train() {  # ifseg_train DATA FLAG...
   train "$@" \
     --task seq2seq_segmentation --arch "${ARCH:-segofa_base}" --criterion seg_token_cross_entropy \
     --bpe-dir "$BPE_DIR" --pretrained "$CHECKPOINT" \
-    --dropout 0.1 --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1 \
     --optimizer torch_adamw --weight-decay 0.1 --clip-norm 1.0 \
     --lr 5e-5 --lr-scheduler cosine_warmup_ratio --warmup-ratio 0 \
     --batch-size $batch --update-freq $(( 16 / (batch * gpus) > 0 ? 16 / (batch * gpus) : 1 )) \
