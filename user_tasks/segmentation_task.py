@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 LONG_SIDE = 4
 """Photos are scaled until the short side is the model's size or the long side this many times that."""
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -38,7 +37,7 @@ class SegmentationTaskConfig(FairseqDataclass):
     label_offset: int = field(default=1, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0 (IFSeg: 1)"})
     patch_image_size: int = field(default=512, metadata={"help": "short side of the photos the model sees, pixels"})
     pretrained: str = field(default="", metadata={"help": "checkpoint to start from (official, ours, exported); resuming ignores it"})
-    autocast: ChoiceEnum(["none", "bf16", "fp16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
+    autocast: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
     strict_rows: bool = field(default=False, metadata={"help": "stop at the first bad row instead of leaving it out"})
     no_photo_augmentation: bool = field(default=False, metadata={"help": "supervised training without scale, crop, flip and colour jitter"})
     resnet_topk: int = field(default=3, metadata={"help": "K of feature propagation in evaluation"})
@@ -160,7 +159,7 @@ class SegmentationTask(FairseqTask):
         """One autocast context per step: its cache of cast weights lives until the context ends."""
         if self.cfg.autocast == "none":
             return nullcontext()
-        return torch.autocast(device.type, dtype=AUTOCAST[str(self.cfg.autocast)])
+        return torch.autocast(device.type, dtype=torch.bfloat16)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, ema_model=None):
         model.train()
