@@ -27,6 +27,10 @@ LONG_SIDE = 4
 """Photos are scaled until the short side is the model's size or the long side this many times that."""
 
 
+def autocast(precision: str, device: torch.device):
+    """Context of mixed precision, "none" or "bf16"; enter one per step, for its cache of cast weights lives until it ends."""
+    return nullcontext() if precision == "none" else torch.autocast(device.type, dtype=torch.bfloat16)
+
 
 @dataclass
 class SegmentationTaskConfig(FairseqDataclass):
@@ -156,10 +160,7 @@ class SegmentationTask(FairseqTask):
     # ---- steps ----
 
     def autocast(self, device: torch.device):
-        """One autocast context per step: its cache of cast weights lives until the context ends."""
-        if self.cfg.autocast == "none":
-            return nullcontext()
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        return autocast(str(self.cfg.autocast), device)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, ema_model=None):
         model.train()
