@@ -6,23 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def biased_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, key_padding: Optional[Tensor] = None, dropout: float = 0.0
-) -> Tensor:
-    """softmax(scale * q k^T + bias) v.
-
-    Args:
-        query: (B, H, T, d); key and value: (B, H, S, d).
-        bias: (H, T, S), -inf where a query must not look.
-        key_padding: (B, S) bool, True for keys that nobody sees.
-
-    Returns: (B, H, T, d).
-    """
-    mask = bias.unsqueeze(0).to(query.dtype)
-    if key_padding is not None:
-        mask = mask.masked_fill(key_padding[:, None, None, :], float("-inf"))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+from ofaseg.models.ofa.relative import AttentionBias
+from ofaseg.models.ofa.shared_bias_attention import attention
 
 
 class MultiheadAttention(nn.Module):
@@ -45,14 +30,14 @@ class MultiheadAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
         self.c_attn = nn.Parameter(torch.ones(heads))
 
-    def forward(self, x: Tensor, memory: Tensor, bias: Tensor, key_padding: Optional[Tensor] = None) -> Tensor:
-        """x (B, T, D) looks at memory (B, S, D); bias (H, T, S); key_padding (B, S) bool. Returns (B, T, D)."""
+    def forward(self, x: Tensor, memory: Tensor, bias: AttentionBias, key_padding: Optional[Tensor] = None) -> Tensor:
+        """x (B, T, D) looks at memory (B, S, D); bias of (H, T, S); key_padding (B, S) bool. Returns (B, T, D)."""
         query, key, value = (
             projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projection, tokens in ((self.q_proj, x), (self.k_proj, memory), (self.v_proj, memory))
         )
         dropout = self.dropout if self.training else 0.0
-        heads = biased_attention(query, key, value, bias, self.scale, key_padding, dropout)
+        heads = attention(query, key, value, bias, self.scale, key_padding, dropout)
         heads = heads.transpose(1, 2) * self.c_attn.to(heads.dtype).unsqueeze(-1)
         return self.out_proj(heads.flatten(2))
 
@@ -119,8 +104,8 @@ class EncoderLayer(TransformerLayer):
         super().__init__(dim, *args, **kwargs)
         self.attn_ln = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, bias: Tensor, key_padding: Optional[Tensor] = None) -> Tensor:
-        """x (B, T, D), bias (H, T, T), key_padding (B, T) -> (B, T, D)."""
+    def forward(self, x: Tensor, bias: AttentionBias, key_padding: Optional[Tensor] = None) -> Tensor:
+        """x (B, T, D), bias of (H, T, T), key_padding (B, T) -> (B, T, D)."""
         y = self.self_attn_layer_norm(x)
         x = self.residual(x, self.attn_ln(self.self_attn(y, y, bias, key_padding)))
         return self.feed_forward(x)
@@ -142,12 +127,12 @@ class DecoderLayer(TransformerLayer):
         self,
         x: Tensor,
         memory: Tensor,
-        self_bias: Tensor,
-        cross_bias: Tensor,
+        self_bias: AttentionBias,
+        cross_bias: AttentionBias,
         self_padding: Optional[Tensor] = None,
         memory_padding: Optional[Tensor] = None,
     ) -> Tensor:
-        """x (B, T, D), memory (B, S, D), self_bias (H, T, T), cross_bias (H, T, S), paddings (B, T), (B, S) -> (B, T, D)."""
+        """x (B, T, D), memory (B, S, D), biases of (H, T, T) and (H, T, S), paddings (B, T), (B, S) -> (B, T, D)."""
         y = self.self_attn_layer_norm(x)
         x = self.residual(x, self.self_attn_ln(self.self_attn(y, y, self_bias, self_padding)))
         y = self.encoder_attn_layer_norm(x)

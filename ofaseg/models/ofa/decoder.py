@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from ofaseg.models.ofa import embeddings
 from ofaseg.models.ofa.attention import DecoderLayer, absolute_bias, drop_path_rates
+from ofaseg.models.ofa.bias_cache import BiasCache, may_cache, weights_version
 from ofaseg.models.ofa.encoder import EncoderOutput
+from ofaseg.models.ofa.relative import AttentionBias, BosTerm, GridTerm, TextTerm
 
 DECODER_INPUTS = ("encoder_output", "encoder_input", "query")
 """What the segmentation decoder reads at the grid positions; see `Decoder.segment`."""
@@ -86,6 +88,12 @@ class Decoder(nn.Module):
         )
         self.seg_rel_pos_table_list = nn.ModuleList(nn.Embedding(embeddings.num_image_buckets(side), heads) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
+        self.bias_cache = BiasCache()
+
+    def train(self, mode: bool = True) -> "Decoder":
+        """As `nn.Module.train`."""
+        self.bias_cache.clear()
+        return super().train(mode)
 
     def text_only_parameters(self) -> list[nn.Parameter]:
         """Parameters that only the text decoder reads."""
@@ -121,38 +129,58 @@ class Decoder(nn.Module):
 
     def _run_grid(self, x: Tensor, encoded: EncoderOutput, first: int, causal: bool) -> Tensor:
         """The layers over x (B, T, D) at grid positions `first` .. `first`+T-1; position 0 is bos, 1 the first cell."""
-        length = x.shape[1]
-        cells = embeddings.grid_positions(self.embed_seg_positions.weight, encoded.grid, self.side, self.side)
-        positions = torch.cat([self.embed_seg_positions.weight[:1], cells])[first : first + length]
-        positions = self.seg_pos_ln(positions)
-        self_absolute, cross = self._absolute_biases(positions, encoded)
+        self_biases, cross = self._grid_biases(x.shape[1], encoded, first, causal)
         x = self.dropout(self.layernorm_embedding(x))
-        for i, layer in enumerate(self.layers):
-            bias = self._grid_bias(i, self_absolute, encoded.grid, first, causal)
+        for layer, bias in zip(self.layers, self_biases):
             x = layer(x, encoded.tokens, bias, cross, memory_padding=encoded.padding)
         return self.layer_norm(x)
 
-    def _absolute_biases(self, positions: Tensor, encoded: EncoderOutput) -> tuple[Tensor, Tensor]:
-        """(H, T, T) and (H, T, S) absolute biases of the decoder's positions (T, D), to themselves and to the encoder's."""
-        scale = self.position_scale
-        own = absolute_bias(positions, positions, self.self_pos_q_linear, self.self_pos_k_linear, self.heads, scale)
-        cross = absolute_bias(positions, encoded.positions, self.cross_pos_q_linear, self.cross_pos_k_linear, self.heads, scale)
-        return own, cross
+    def _grid_biases(self, length: int, encoded: EncoderOutput, first: int, causal: bool) -> tuple[list[AttentionBias], AttentionBias]:
+        """Per layer the bias of (H, T, T) over T = `length` grid positions from `first` on, and the cross bias of (H, T, S).
 
-    def _grid_bias(self, layer: int, absolute: Tensor, grid: tuple[int, int], first: int, causal: bool) -> Tensor:
-        """(H, T, T) bias of a layer over grid positions: absolute plus relative, -inf above the diagonal when causal."""
+        Computed in float32; without gradients it is kept per grid and text length while the weights stay.
+        """
+        grid, layers = encoded.grid, range(len(self.layers))
+        with torch.autocast(self.seg_pos_ln.weight.device.type, enabled=False):
+            if not may_cache():
+                positions = self._grid_positions(length, grid, first)
+                own, cross = self._self_bias(positions), self._cross_bias(positions, encoded.positions)
+                return [self._grid_bias(i, own, grid, first, causal) for i in layers], AttentionBias(cross)
+            modules = [self.embed_seg_positions, self.seg_pos_ln, self.seg_rel_pos_table_list, self.self_pos_q_linear]
+            weights = weights_version([*modules, self.self_pos_k_linear, self.cross_pos_q_linear, self.cross_pos_k_linear])
+            # the encoder's positions are cached there: while they are the same tensor, they have the same values
+            group, cache = (grid, length, first, encoded.positions.shape[0]), self.bias_cache
+            source = cache.get(weights, group, "source", lambda: encoded.positions)
+            if source is not encoded.positions:
+                cache.clear()
+            positions = cache.get(weights, group, "positions", lambda: self._grid_positions(length, grid, first))
+            own = cache.get(weights, group, "own", lambda: self._self_bias(positions))
+            cross = cache.get(weights, group, "cross", lambda: self._cross_bias(positions, encoded.positions))
+            biases = [cache.get(weights, group, i, lambda i=i: self._grid_bias(i, own, grid, first, causal).dense()) for i in layers]
+            return [AttentionBias(bias, causal=causal) for bias in biases], AttentionBias(cross)
+
+    def _grid_positions(self, length: int, grid: tuple[int, int], first: int) -> Tensor:
+        """(length, D) normalised positions from `first` on: 0 is bos, then the cells of the grid."""
+        cells = embeddings.grid_positions(self.embed_seg_positions.weight, grid, self.side, self.side)
+        return self.seg_pos_ln(torch.cat([self.embed_seg_positions.weight[:1], cells])[first : first + length])
+
+    def _self_bias(self, positions: Tensor) -> Tensor:
+        """(H, T, T) absolute bias of the decoder's positions (T, D) to themselves."""
+        return absolute_bias(positions, positions, self.self_pos_q_linear, self.self_pos_k_linear, self.heads, self.position_scale)
+
+    def _cross_bias(self, positions: Tensor, source: Tensor) -> Tensor:
+        """(H, T, S) absolute bias of the decoder's positions (T, D) to the encoder's (S, D)."""
+        return absolute_bias(positions, source, self.cross_pos_q_linear, self.cross_pos_k_linear, self.heads, self.position_scale)
+
+    def _grid_bias(self, layer: int, absolute: Tensor, grid: tuple[int, int], first: int, causal: bool) -> AttentionBias:
+        """The bias of one layer over grid positions from `first` on."""
         table = self.seg_rel_pos_table_list[layer].weight
-        bias = absolute.clone()
-        skip = 1 - first  # bos comes first
-        cells = absolute.shape[1] - skip
-        relative = embeddings.grid_relative_bias(table, grid, self.side, self.side)
-        bias[:, skip:, skip:] += relative[:, :cells, :cells]
-        if skip:
-            special = table[-3:, :, None]
-            bias[:, 0, 1:] += special[0]
-            bias[:, 1:, 0] += special[1]
-            bias[:, 0, :1] += special[2]
-        return _causal(bias) if causal else bias
+        start = 1 - first  # bos comes first
+        cells = absolute.shape[1] - start
+        terms = [GridTerm(table, grid, start, self.side, self.side, cells=cells)]
+        if start:
+            terms.append(BosTerm(table))
+        return AttentionBias(absolute, tuple(terms), causal)
 
     def decode_text(self, prev_output_tokens: Tensor, encoded: EncoderOutput, pad: Optional[int] = None) -> Tensor:
         """Hidden states (B, T, D) of OFA's ordinary causal text decoder over `prev_output_tokens` (B, T).
@@ -163,18 +191,16 @@ class Decoder(nn.Module):
         if length > self.max_positions:
             raise ValueError(f"the target text has {length} tokens, the model holds {self.max_positions} positions; shorten it")
         padding = None if pad is None else prev_output_tokens.eq(pad)
-        positions = self.pos_ln(self.embed_positions.weight[:length])
-        self_absolute, cross = self._absolute_biases(positions, encoded)
+        self_biases, cross = self._text_biases(length, encoded.positions)
         x = self.dropout(self.layernorm_embedding(self.embed_tokens(prev_output_tokens)))
-        for i, layer in enumerate(self.layers):
-            relative = embeddings.text_relative_bias(self.token_rel_pos_table_list[i].weight, length)
-            bias = _causal(self_absolute + relative)
+        for layer, bias in zip(self.layers, self_biases):
             x = layer(x, encoded.tokens, bias, cross, padding, encoded.padding)
         return self.layer_norm(x)
 
-
-def _causal(bias: Tensor) -> Tensor:
-    """The (H, T, T) bias with -inf where a query would see a later key."""
-    length = bias.shape[-1]
-    later = torch.ones(length, length, dtype=torch.bool, device=bias.device).triu(1)
-    return bias.masked_fill(later, float("-inf"))
+    def _text_biases(self, length: int, source: Tensor) -> tuple[list[AttentionBias], AttentionBias]:
+        """Per layer the causal bias of (H, T, T) over a text of T = `length`, and the cross bias to positions `source` (S, D)."""
+        with torch.autocast(source.device.type, enabled=False):
+            positions = self.pos_ln(self.embed_positions.weight[:length])
+            own, cross = self._self_bias(positions), self._cross_bias(positions, source)
+            terms = [TextTerm(table.weight, 0, length) for table in self.token_rel_pos_table_list]
+            return [AttentionBias(own, (term,), causal=True) for term in terms], AttentionBias(cross)

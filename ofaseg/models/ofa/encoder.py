@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ofaseg.models.ofa import embeddings
 from ofaseg.models.ofa.attention import EncoderLayer, absolute_bias, drop_path_rates
+from ofaseg.models.ofa.bias_cache import BiasCache, may_cache, weights_version
+from ofaseg.models.ofa.relative import AttentionBias, GridTerm, TextTerm
 
 
 class EncoderOutput(NamedTuple):
@@ -96,11 +98,13 @@ class Encoder(nn.Module):
             nn.Embedding(embeddings.num_image_buckets(image_bucket_size), heads) for _ in range(layers)
         )
         self.dropout = nn.Dropout(dropout)
+        self.bias_cache = BiasCache()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Encoder":
         """As `nn.Module.train`; a frozen image encoder stays in evaluation mode."""
         super().train(mode)
+        self.bias_cache.clear()
         if not self.train_image_encoder:
             self.embed_images.eval()
         return self
@@ -122,15 +126,47 @@ class Encoder(nn.Module):
         image = embeddings.grid_positions(self.embed_image_positions.weight, grid, self.side, self.image_bucket_size, direct)
         return torch.cat([self.image_pos_ln(image), text])
 
-    def attention_bias(self, layer: int, absolute: Tensor, grid: tuple[int, int], length: int, direct: bool) -> Tensor:
-        """(H, T, T) bias of a layer: the absolute bias plus relative terms inside the image and inside the text."""
+    def attention_biases(self, grid: tuple[int, int], length: int, mosaic: bool) -> tuple[Tensor, list[AttentionBias]]:
+        """Position vectors (T, D), and per layer the bias of (H, T, T): absolute, and relative inside image and text.
+
+        Computed in float32; without gradients it is kept per grid and text length while the weights stay.
+        """
+        with torch.autocast(self.pos_q_linear.weight.device.type, enabled=False):
+            if not may_cache():
+                positions = self.position_vectors(grid, length)
+                absolute = self._absolute(positions)
+                return positions, [self._bias(i, absolute, grid, length, mosaic) for i in range(len(self.layers))]
+            modules = [
+                self.embed_positions,
+                self.embed_image_positions,
+                self.pos_ln,
+                self.image_pos_ln,
+                self.pos_q_linear,
+                self.pos_k_linear,
+            ]
+            weights = weights_version([*modules, self.token_rel_pos_table_list, self.image_rel_pos_table_list])
+            group, cache = (grid, length, mosaic), self.bias_cache
+            positions = cache.get(weights, group, "positions", lambda: self.position_vectors(grid, length))
+            absolute = cache.get(weights, group, "absolute", lambda: self._absolute(positions))
+            biases = [
+                cache.get(weights, group, i, lambda i=i: self._bias(i, absolute, grid, length, mosaic).dense())
+                for i in range(len(self.layers))
+            ]
+            return positions, [AttentionBias(bias) for bias in biases]
+
+    def _absolute(self, positions: Tensor) -> Tensor:
+        """(H, T, T) absolute bias of the positions (T, D), the same for every layer."""
+        return absolute_bias(positions, positions, self.pos_q_linear, self.pos_k_linear, self.heads, self.position_scale)
+
+    def _bias(self, layer: int, absolute: Tensor, grid: tuple[int, int], length: int, mosaic: bool) -> AttentionBias:
+        """The bias of one layer."""
         patches = grid[0] * grid[1]
-        bias = absolute.clone()
+        terms = [TextTerm(self.token_rel_pos_table_list[layer].weight, patches, length)]
         if patches:
+            direct = self.direct_small_grids and mosaic and max(grid) <= self.side
             table = self.image_rel_pos_table_list[layer].weight
-            bias[:, :patches, :patches] += embeddings.grid_relative_bias(table, grid, self.side, self.image_bucket_size, direct)
-        bias[:, patches:, patches:] += embeddings.text_relative_bias(self.token_rel_pos_table_list[layer].weight, length)
-        return bias
+            terms.append(GridTerm(table, grid, 0, self.side, self.image_bucket_size, direct))
+        return AttentionBias(absolute, tuple(terms))
 
     def check_length(self, length: int) -> None:
         """Raises ValueError when a text of `length` tokens does not fit the position tables."""
@@ -168,9 +204,7 @@ class Encoder(nn.Module):
         x = self.dropout(x)
         if padding is not None:
             x = x.masked_fill(padding.unsqueeze(-1), 0.0)
-        positions = self.position_vectors(grid, length)
-        absolute = absolute_bias(positions, positions, self.pos_q_linear, self.pos_k_linear, self.heads, self.position_scale)
-        direct = self.direct_small_grids and mosaic and max(grid) <= self.side
-        for i, layer in enumerate(self.layers):
-            x = layer(x, self.attention_bias(i, absolute, grid, length, direct), padding)
+        positions, biases = self.attention_biases(grid, length, mosaic)
+        for layer, bias in zip(self.layers, biases):
+            x = layer(x, bias, padding)
         return EncoderOutput(self.layer_norm(x), positions, padding, grid, patches, features)
