@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fairseq.data import Dictionary
+from fairseq.data.encoders import register_bpe
 
 GPT2_FILES_HINT = (
     "GPT-2 BPE needs encoder.json, vocab.bpe and dict.txt in --bpe-dir (OFA's repository ships them in utils/BPE; "
@@ -48,8 +49,21 @@ class SentencePieceTokenizer:
         return self.processor.encode(word, out_type=str)
 
 
+@register_bpe("word")
 class WordTokenizer:
-    """Whole lower-case words, for small closed dictionaries such as the one of the drawn world."""
+    """Whole lower-case words, for small closed dictionaries such as the one of the drawn world.
+
+    Registered with fairseq too, whose `--bpe` flag this is.
+    """
+
+    def __init__(self, cfg=None):
+        pass
+
+    def encode(self, text: str) -> str:
+        return text.lower()
+
+    def decode(self, text: str) -> str:
+        return text
 
     def pieces(self, word: str) -> list[str]:
         return [word.lower()]
