@@ -1,0 +1,119 @@
+"""The benchmark compares like with like: its eager reference computes what our model computes. Nothing is timed here."""
+
+import json
+
+import pytest
+import torch
+
+from tools import benchmark, benchmark_cases, benchmark_data
+from tools.benchmark_cases import Bench, Setup
+from tools.benchmark_reference import all_pixels, bag_inputs, grid_buckets, resize_axis, token_buckets
+
+SMALL = Setup("segofa_nano", 48, 2, 5, 64)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench(SMALL, patch_image_size=48, orig_patch_image_size=48)
+
+
+@pytest.mark.parametrize("case", list(benchmark_cases.CASES))
+def test_paths_agree(bench, case, monkeypatch):
+    """Logits, losses, gradient norms within 1e-4 and label maps but for ties; a photo has another grid than training."""
+    monkeypatch.setattr(benchmark_cases, "NATIVE_SIZE", (60, 90))
+    errors = bench.check(case)
+    assert errors and max(errors.values()) < 1e-3
+
+
+def test_disagreement_is_an_error(bench, monkeypatch):
+    weight = bench.reference.weights["encoder.image_rel_pos_table_list.1.weight"]
+    monkeypatch.setitem(bench.reference.weights, "encoder.image_rel_pos_table_list.1.weight", (2 * weight).detach().requires_grad_())
+    with pytest.raises(AssertionError, match="the paths differ in"):
+        bench.check("step")
+
+
+def test_every_path_runs_and_trains(bench):
+    for path in benchmark_cases.CASES["step"]:
+        before = bench.reference.weights["encoder.layers.0.fc1.weight"].detach().clone()
+        bench.runner("step", path)()
+        assert not torch.equal(before, bench.reference.weights["encoder.layers.0.fc1.weight"]), path
+
+
+def test_other_configurations_are_refused():
+    with pytest.raises(ValueError, match="published configuration"):
+        Bench(SMALL, full_context_alignment=True)
+
+
+def test_token_lists_have_the_published_lengths():
+    assert [len(benchmark_cases.source_text(benchmark_cases.class_tokens(k))) for k in (15, 150)] == [36, 215]
+
+
+def test_bags_hold_the_pieces_of_every_cell():
+    ids, ends = bag_inputs(torch.tensor([[[0, 1]], [[1, 1]]]), [[7], [8, 9]])
+    assert ids.tolist() == [[7, 8, 9, 1], [8, 9, 8, 9]]
+    assert ends.tolist() == [[1, 3], [2, 4]]
+
+
+def test_buckets_of_the_published_tables():
+    text = token_buckets(256, 1024)
+    pairs = {(0, 0): 255, (127, 0): 382, (128, 0): 383, (129, 0): 384, (140, 0): 389, (300, 0): 436, (1023, 0): 510, (0, 1023): 0}
+    assert {pair: int(text[pair]) for pair in pairs} == pairs
+    image = grid_buckets(42)
+    pairs = {(1, 1): 3444, (1, 2): 3443, (2, 1): 3445, (43, 1): 3527, (0, 1): 6889, (1, 0): 6890, (0, 0): 6891}
+    assert {pair: int(image[pair]) for pair in pairs} == pairs
+
+
+def test_resizing_to_the_same_grid_changes_nothing():
+    bias = torch.randn(2, 10, 10)
+    assert torch.allclose(resize_axis(resize_axis(bias, 1, 3, (3, 3)), 2, 3, (3, 3)), bias)
+
+
+def test_last_position_survives_upsampling():
+    scores = all_pixels(torch.arange(10.0).view(1, 5, 2), (2, 2), (4, 4))
+    assert scores.shape == (1, 17, 2)
+    assert scores[0, -1].tolist() == [8.0, 9.0]
+
+
+def test_both_readers_deliver_the_same_rows(tmp_path):
+    vocabulary = benchmark_data.write_shards(tmp_path, 1)
+    published = benchmark_data.PublishedRows(next((tmp_path / "png-tsv").glob("*.tsv")))
+    benchmark_data.check_rows(published, benchmark_data.our_rows(tmp_path / "png-tsv", vocabulary))
+
+
+def test_measurements_become_a_table(monkeypatch):
+    answer = {"errors": {"loss": 1e-7}, "seconds": {path: [2.0, 1.0, 3.0] for path in benchmark_cases.CASES["step"]}, "gflops": 100.0}
+    requests = []
+
+    def child(module, request, environment):
+        requests.append(json.loads(json.dumps(request)))
+        return answer | {"threads": 1, "torch": "2", "peak": 300.0, "start": 100.0}
+
+    monkeypatch.setattr(benchmark, "child", child)
+    result = benchmark.measure("nano", "step", "cpu", "default", 3)
+    assert [request["mode"] for request in requests] == ["time", "peak", "peak", "peak"]
+    assert result["paths"]["reference"] == {"seconds": 2.0, "peak": 300.0, "start": 100.0}
+    assert "reference with display pass" in benchmark.describe(result)
+    section = benchmark.section("t", "m", "c", [result], {"published": 2.0, "ours": 4.0})
+    assert "| nano | image-free training step | default | ours | 2 | 200 |" in section
+    assert "| ours | 4 | 2.0 |" in section
+
+
+def test_a_failing_child_is_named():
+    with pytest.raises(benchmark.BenchmarkError, match="No module named .*no_such"):
+        benchmark.child("tools.no_such_module", {}, {})
+
+
+def test_sections_replace_themselves_only(tmp_path):
+    path = tmp_path / "docs" / "benchmarks.md"
+    benchmark.write_section(path, "a", "old numbers\n")
+    benchmark.write_section(path, "b", "other numbers\n")
+    benchmark.write_section(path, "a", "new numbers\n")
+    text = path.read_text()
+    assert text.startswith("# Benchmarks") and "old numbers" not in text
+    assert text.index("new numbers") < text.index("other numbers")
+
+
+@pytest.mark.parametrize("arguments", [["--models", "tinny"], ["--cases", ""], ["--repeats", "0"], ["--allocators", "jemalloc"]])
+def test_bad_arguments_say_what_is_allowed(arguments):
+    with pytest.raises(SystemExit, match="--"):
+        benchmark.parse(arguments)
