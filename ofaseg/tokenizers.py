@@ -3,11 +3,13 @@
 OFA encodes every whitespace-separated word on its own, each with one leading blank, and joins the pieces.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from fairseq.data import Dictionary
 from fairseq.data.encoders import register_bpe
+from fairseq.dataclass import FairseqDataclass
 
 GPT2_FILES_HINT = (
     "GPT-2 BPE needs encoder.json, vocab.bpe and dict.txt in --bpe-dir (OFA's repository ships them in utils/BPE; "
@@ -49,7 +51,12 @@ class SentencePieceTokenizer:
         return self.processor.encode(word, out_type=str)
 
 
-@register_bpe("word")
+@dataclass
+class WordTokenizerConfig(FairseqDataclass):
+    pass
+
+
+@register_bpe("word", dataclass=WordTokenizerConfig)
 class WordTokenizer:
     """Whole lower-case words, for small closed dictionaries such as the one of the drawn world.
 
