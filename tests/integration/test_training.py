@@ -4,6 +4,7 @@ import glob
 import math
 
 import pytest
+import sentencepiece
 import torch
 
 from ofaseg.data import codec
@@ -142,6 +143,22 @@ def test_a_bad_row_costs_only_itself(world, tmp_path):
     outcome = shared_server().train([data, *arguments(world, tmp_path / "out", "--max-epoch", 1, "--batch-size-valid", 1)[1:]]).check()
     assert outcome.logs("val")[-1]["val_bad_rows"] == 1.0
     assert "val-00000-of-00001.tsv, row 1, column image" in outcome.text
+
+
+def test_class_names_of_another_language(world, tmp_path):
+    """A SentencePiece model in --bpe-dir is all that other languages need."""
+    names = ("красный мяч", "зелёная трава", "синее небо")
+    lines = [*names, "мяч на траве", "небо над травой", " ".join(PROMPT_WORDS)] * 30
+    (tmp_path / "bpe").mkdir()
+    with open(tmp_path / "bpe" / "ru.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=file, vocab_size=90, minloglevel=2, hard_vocab_limit=False
+        )
+    write_toy_shards(tmp_path / "data", "val", 2, names=names)
+    flags = arguments(world, tmp_path / "out", "--max-epoch", 1, "--bpe", "sentencepiece")[1:]
+    flags[flags.index(world / "bpe")] = tmp_path / "bpe"
+    outcome = shared_server().train([tmp_path / "data", *flags]).check()
+    assert "val_mIoU" in outcome.logs("val")[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""What an installed wheel holds, and that it works without the checkout."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy so that no build folder is left in the checkout."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("ofaseg", "user_tasks", "criterions", "data_prep"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", out, source]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_code_and_data(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "ofaseg/config/ifseg_shapes.yaml",
+        "ofaseg/assets/shapes/dict.txt",
+        "ofaseg/assets/shapes/segofa_nano.safetensors",
+        "ofaseg/assets/shapes/segofa_nano.json",
+        "data_prep/class_names/ade150.txt",
+        "user_tasks/seq2seq_segmentation.py",
+        "criterions/seg_token_cross_entropy.py",
+        "ofaseg/commands/predict.py",
+    } <= names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert not any(name.startswith(("tests/", "tools/")) for name in names)
+
+
+def test_an_unpacked_wheel_runs_away_from_the_checkout(wheel, tmp_path):
+    """The command line works, and fairseq-train finds the plug-in by name."""
+    target = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(target)
+    script = (
+        "import sys; sys.path[:] = [{target!r}] + [p for p in sys.path if p not in ('', {root!r})]\n"
+        "import ofaseg, ofaseg.cli\n"
+        "assert ofaseg.__file__.startswith({target!r}), ofaseg.__file__\n"
+        "from fairseq.tasks import TASK_REGISTRY\n"
+        "assert sys.modules[TASK_REGISTRY['seq2seq_segmentation'].__module__].__file__.startswith({target!r})\n"
+        "sys.exit(ofaseg.cli.main(['evaluate', '--help']))\n"
+    ).format(target=str(target), root=str(ROOT))
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and "folder of shards" in result.stdout, result.stderr[-2000:]
