@@ -12,6 +12,6 @@ train "$DATA" \
   --train-image-encoder --train-class-embedding \
   --optimizer torch_adamw --weight-decay 0.01 --clip-norm 1.0 \
   --lr 1e-3 --lr-scheduler cosine_warmup_ratio --warmup-ratio 0.05 \
-  --batch-size 8 --max-epoch 40 --valid-subset val --batch-size-valid 8 --validate-interval 2 --save-interval 2 \
+  --batch-size 8 --max-epoch 24 --valid-subset val --batch-size-valid 8 --validate-interval 2 --save-interval 2 \
   --keep-best-checkpoints 1 --keep-last-epochs 1 \
   --best-checkpoint-metric mIoU --maximize-best-checkpoint-metric --seed 1

@@ -7,7 +7,7 @@ DATA="${DATA:-$OUT/shards}"
 [ -e "$DATA/vocabulary.json" ] || run "$BIN/python" -m data_prep.prepare shapes --out "$DATA" --format parquet --seed 1
 train "$DATA" \
   --task vision_language_pretraining --arch segofa_nano --criterion vision_language_pretraining \
-  --bpe-dir "$ROOT/ofaseg/assets/shapes" --bpe word --num-bins 12 --code-dict-size 0 --patch-image-size 96 \
+  --bpe-dir "$ROOT/ofaseg/assets/shapes" --num-bins 12 --code-dict-size 0 --patch-image-size 96 --init-std 0.08 \
   --train-image-encoder --train-token-embedding --train-text-decoder \
   --caption-task 0.4 --box-task 0.3 --infill-task 0.2 --copy-task 0.1 \
   --optimizer torch_adamw --weight-decay 0.01 --clip-norm 1.0 \
