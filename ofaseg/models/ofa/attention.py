@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofaseg.models.ofa.recompute import dropout, gelu_norm_linear
 from ofaseg.models.ofa.relative import AttentionBias
 from ofaseg.models.ofa.shared_bias_attention import attention
 
@@ -32,14 +33,21 @@ class MultiheadAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, bias: AttentionBias, key_padding: Optional[Tensor] = None) -> Tensor:
         """x (B, T, D) looks at memory (B, S, D); bias of (H, T, S); key_padding (B, S) bool. Returns (B, T, D)."""
-        query, key, value = (
-            projection(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for projection, tokens in ((self.q_proj, x), (self.k_proj, memory), (self.v_proj, memory))
-        )
-        dropout = self.dropout if self.training else 0.0
-        heads = attention(query, key, value, bias, self.scale, key_padding, dropout)
-        heads = heads.transpose(1, 2) * self.c_attn.to(heads.dtype).unsqueeze(-1)
-        return self.out_proj(heads.flatten(2))
+        width = x.shape[-1]
+        if memory is x:
+            projected = F.linear(x, *self._joined(self.q_proj, self.k_proj, self.v_proj)).split(width, dim=-1)
+        else:
+            projected = (self.q_proj(x), *F.linear(memory, *self._joined(self.k_proj, self.v_proj)).split(width, dim=-1))
+        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected)
+        heads = attention(query, key, value, bias, self.scale, key_padding, self.dropout if self.training else 0.0)
+        # the scale of a head is a scale of the columns of the output projection that read it
+        weight = self.out_proj.weight * self.c_attn.repeat_interleave(width // self.heads)
+        return F.linear(heads.transpose(1, 2).flatten(2), weight, self.out_proj.bias)
+
+    @staticmethod
+    def _joined(*linears: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weight and bias of several linear maps as one."""
+        return torch.cat([linear.weight for linear in linears]), torch.cat([linear.bias for linear in linears])
 
 
 class DropPath(nn.Module):
@@ -83,18 +91,24 @@ class TransformerLayer(nn.Module):
         self.fc2 = nn.Linear(ffn_dim, dim)
         self.ffn_layernorm = nn.LayerNorm(ffn_dim)
         self.final_layer_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.activation_dropout = nn.Dropout(activation_dropout)
+        self.dropout = dropout
+        self.activation_dropout = activation_dropout
         self.drop_path = DropPath(drop_path)
 
     def residual(self, x: Tensor, branch: Tensor) -> Tensor:
         """x + branch, with dropout and stochastic depth on the branch."""
-        return x + self.drop_path(self.dropout(branch))
+        if self.training:
+            branch = dropout(branch, self.dropout)
+        return x + self.drop_path(branch)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The second half of a layer: (B, T, D) -> (B, T, D), residual included."""
-        hidden = self.activation_dropout(F.gelu(self.fc1(self.final_layer_norm(x))))
-        return self.residual(x, self.fc2(self.ffn_layernorm(hidden)))
+        hidden = self.fc1(self.final_layer_norm(x))
+        if self.training and self.activation_dropout:
+            branch = self.fc2(self.ffn_layernorm(dropout(F.gelu(hidden), self.activation_dropout)))
+        else:
+            branch = gelu_norm_linear(hidden, self.ffn_layernorm, self.fc2)
+        return self.residual(x, branch)
 
 
 class EncoderLayer(TransformerLayer):

@@ -9,6 +9,7 @@ from ofaseg.models.ofa import embeddings
 from ofaseg.models.ofa.attention import DecoderLayer, absolute_bias, drop_path_rates
 from ofaseg.models.ofa.bias_cache import BiasCache, may_cache, weights_version
 from ofaseg.models.ofa.encoder import EncoderOutput
+from ofaseg.models.ofa.recompute import dropout
 from ofaseg.models.ofa.relative import AttentionBias, BosTerm, GridTerm, TextTerm
 
 DECODER_INPUTS = ("encoder_output", "encoder_input", "query")
@@ -87,8 +88,11 @@ class Decoder(nn.Module):
             nn.Embedding(embeddings.num_image_buckets(image_bucket_size), heads) for _ in range(layers)
         )
         self.seg_rel_pos_table_list = nn.ModuleList(nn.Embedding(embeddings.num_image_buckets(side), heads) for _ in range(layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.bias_cache = BiasCache()
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout) if self.training else x
 
     def train(self, mode: bool = True) -> "Decoder":
         """As `nn.Module.train`."""
@@ -130,7 +134,7 @@ class Decoder(nn.Module):
     def _run_grid(self, x: Tensor, encoded: EncoderOutput, first: int, causal: bool) -> Tensor:
         """The layers over x (B, T, D) at grid positions `first` .. `first`+T-1; position 0 is bos, 1 the first cell."""
         self_biases, cross = self._grid_biases(x.shape[1], encoded, first, causal)
-        x = self.dropout(self.layernorm_embedding(x))
+        x = self._dropped(self.layernorm_embedding(x))
         for layer, bias in zip(self.layers, self_biases):
             x = layer(x, encoded.tokens, bias, cross, memory_padding=encoded.padding)
         return self.layer_norm(x)
@@ -192,7 +196,7 @@ class Decoder(nn.Module):
             raise ValueError(f"the target text has {length} tokens, the model holds {self.max_positions} positions; shorten it")
         padding = None if pad is None else prev_output_tokens.eq(pad)
         self_biases, cross = self._text_biases(length, encoded.positions)
-        x = self.dropout(self.layernorm_embedding(self.embed_tokens(prev_output_tokens)))
+        x = self._dropped(self.layernorm_embedding(self.embed_tokens(prev_output_tokens)))
         for layer, bias in zip(self.layers, self_biases):
             x = layer(x, encoded.tokens, bias, cross, padding, encoded.padding)
         return self.layer_norm(x)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ofaseg.models.ofa import embeddings
 from ofaseg.models.ofa.attention import EncoderLayer, absolute_bias, drop_path_rates
 from ofaseg.models.ofa.bias_cache import BiasCache, may_cache, weights_version
+from ofaseg.models.ofa.recompute import dropout
 from ofaseg.models.ofa.relative import AttentionBias, GridTerm, TextTerm
 
 
@@ -97,9 +98,12 @@ class Encoder(nn.Module):
         self.image_rel_pos_table_list = nn.ModuleList(
             nn.Embedding(embeddings.num_image_buckets(image_bucket_size), heads) for _ in range(layers)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.bias_cache = BiasCache()
         self.train(self.training)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout) if self.training else x
 
     def train(self, mode: bool = True) -> "Encoder":
         """As `nn.Module.train`; a frozen image encoder stays in evaluation mode."""
@@ -201,7 +205,7 @@ class Encoder(nn.Module):
         if patches is not None:
             image = self.patch_layernorm_embedding(patches + self.type_embedding.weight[1])
             x = torch.cat([image, x.to(image.dtype)], dim=1)
-        x = self.dropout(x)
+        x = self._dropped(x)
         if padding is not None:
             x = x.masked_fill(padding.unsqueeze(-1), 0.0)
         positions, biases = self.attention_biases(grid, length, mosaic)

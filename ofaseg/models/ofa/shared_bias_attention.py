@@ -92,32 +92,39 @@ def _empty_like_tokens(x: Tensor, zero: bool = False) -> Tensor:
 
 def _backward_by_rows(query, key, value, key_padding, output, log_sum, gradient, bias, causal, scale):
     """Gradients of q, k, v and the bias, for long sequences: one sample, one head and some query rows at a time."""
-    batch, heads, length, _ = query.shape
-    grad_query, grad_key, grad_value = _empty_like_tokens(query), _empty_like_tokens(key, zero=True), _empty_like_tokens(value, zero=True)
-    grad_bias = torch.zeros_like(bias)
-    delta = (gradient * output).sum(-1, keepdim=True).float()
+    dtype, (_, heads, length, _), total = query.dtype, query.shape, key.shape[2]
+    query, key, value, gradient = query.float(), key.float(), value.float(), gradient.float()
+    grads = [_empty_like_tokens(query), _empty_like_tokens(key, zero=True), _empty_like_tokens(value, zero=True)]
+    grad_bias = torch.zeros_like(bias) if causal else torch.empty_like(bias)
+    delta = (gradient * output).sum(-1, keepdim=True)
     log_sum = log_sum.unsqueeze(-1)
+    scratch = query.new_empty(2, ROWS * total)
+    later = _later(ROWS, bias.device) if causal else None
     for head in range(heads):
+        # tensors of one head, one per sample
+        samples = list(zip(*(x[:, head].unbind(0) for x in (query, key, value, gradient, log_sum, delta, *grads))))
         for first in range(0, length, ROWS):
             end = min(first + ROWS, length)
-            keys = end if causal else key.shape[2]
+            keys, rows = (end if causal else total), end - first
             part, grad_part = bias[head, first:end, :keys], grad_bias[head, first:end, :keys]
-            for b in range(batch):
-                q, k, v = query[b, head, first:end], key[b, head, :keys], value[b, head, :keys]
-                g = gradient[b, head, first:end]
-                probs = torch.add(part, (q.float() @ k.float().T), alpha=scale)
+            probs, scores = scratch[:, : rows * keys].unflatten(1, (rows, keys))
+            for b, (q, k, v, g, log_sums, deltas, grad_q, grad_k, grad_v) in enumerate(samples):
+                q, k, v, g = q[first:end], k[:keys], v[:keys], g[first:end]
+                torch.mm(q, k.T, out=probs)
+                torch.add(part, probs, alpha=scale, out=probs)
                 if key_padding is not None:
                     probs.masked_fill_(key_padding[b, :keys], float("-inf"))
                 if causal:
-                    probs[:, first:].masked_fill_(_later(end - first, bias.device), float("-inf"))
-                probs.sub_(log_sum[b, head, first:end]).exp_()
-                grad_value[b, head, :keys].addmm_(probs.to(g.dtype).T, g)
-                scores = (g @ v.T).float().sub_(delta[b, head, first:end]).mul_(probs)
-                grad_part += scores
-                scores = scores.to(q.dtype)
-                torch.mm(scores, k, out=grad_query[b, head, first:end])
-                grad_key[b, head, :keys].addmm_(scores.T, q)
-    return grad_query.mul_(scale), grad_key.mul_(scale), grad_value, grad_bias
+                    probs[:, first:].masked_fill_(later[:rows, :rows], float("-inf"))
+                probs.sub_(log_sums[first:end]).exp_()
+                grad_v[:keys].addmm_(probs.T, g)
+                torch.mm(g, v.T, out=scores)
+                scores.sub_(deltas[first:end]).mul_(probs)
+                grad_part.copy_(scores) if b == 0 else grad_part.add_(scores)
+                torch.mm(scores, k, out=grad_q[first:end])
+                grad_k[:keys].addmm_(scores.T, q)
+    grad_query, grad_key, grad_value = grads
+    return grad_query.mul_(scale).to(dtype), grad_key.mul_(scale).to(dtype), grad_value.to(dtype), grad_bias
 
 
 def _later(rows: int, device: torch.device) -> Tensor:
