@@ -8,6 +8,8 @@ from ofaseg.compat import PATCHES
 from tests.integration.forked import ROOT, shared_server
 from tests.integration.import_facts import fresh_import
 
+pytestmark = pytest.mark.slow
+
 ON = ""  # values of OFASEG_NO_COMPAT
 ALL_OFF = "1"
 TOY = [".", "--user-dir", "tests/toy_plugin", "--task", "toy_regression", "--arch", "toy_regression", "--criterion", "toy_mse"]

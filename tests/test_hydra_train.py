@@ -85,11 +85,13 @@ def test_yaml_and_run_script_give_the_same_configuration(tmp_path):
         assert not different, f"{group}: (script, YAML) {different}"
 
 
+@pytest.mark.slow
 def test_unknown_option_is_an_error():
     with pytest.raises(Exception, match="no_such_option"):
         composed("ifseg_shapes", "task.data=x", "task.no_such_option=1")
 
 
+@pytest.mark.slow
 def test_trains_the_toy_task(tmp_path):
     """A whole run through hydra in the current folder: our optimizer and schedule, hydra's files in the save folder."""
     (tmp_path / "toy.yaml").write_text(

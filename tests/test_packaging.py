@@ -46,13 +46,15 @@ def test_an_unpacked_wheel_runs_away_from_the_checkout(wheel, tmp_path):
     """The command line works, and fairseq-train finds the plug-in by name."""
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
-    script = (
-        "import sys; sys.path[:] = [{target!r}] + [p for p in sys.path if p not in ('', {root!r})]\n"
-        "import ofaseg, ofaseg.cli\n"
-        "assert ofaseg.__file__.startswith({target!r}), ofaseg.__file__\n"
-        "from fairseq.tasks import TASK_REGISTRY\n"
-        "assert sys.modules[TASK_REGISTRY['seq2seq_segmentation'].__module__].__file__.startswith({target!r})\n"
-        "sys.exit(ofaseg.cli.main(['evaluate', '--help']))\n"
-    ).format(target=str(target), root=str(ROOT))
+    site = str(target)
+    script = f"""
+import sys
+sys.path[:] = [{site!r}] + [p for p in sys.path if p not in ("", {str(ROOT)!r})]
+import ofaseg, ofaseg.cli
+from fairseq.tasks import TASK_REGISTRY
+assert ofaseg.__file__.startswith({site!r}), ofaseg.__file__
+assert sys.modules[TASK_REGISTRY["seq2seq_segmentation"].__module__].__file__.startswith({site!r})
+sys.exit(ofaseg.cli.main(["evaluate", "--help"]))
+"""
     result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0 and "folder of shards" in result.stdout, result.stderr[-2000:]

@@ -36,9 +36,10 @@ def test_batches_drop_nothing_and_keep_order():
 
 def test_photos_of_one_size_share_a_batch_in_evaluation(tmp_path):
     vocabulary = write_toy_shards(tmp_path, "val", 7, sizes=((32, 48), (48, 32)))
-    data = dataset(
-        tmp_path, vocabulary=vocabulary, transform=evaluation_transform, batch_size_key=lambda h, w: transforms.short_side_size(h, w, 32, 128)
-    )
+    def size_key(height, width):
+        return transforms.short_side_size(height, width, 32, 128)
+
+    data = dataset(tmp_path, vocabulary=vocabulary, transform=evaluation_transform, batch_size_key=size_key)
     batches = data.batch_by_size(data.ordered_indices(), max_sentences=3)
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     for batch in batches:

@@ -4,6 +4,8 @@ import pytest
 
 from tests.integration.forked import shared_server
 
+pytestmark = pytest.mark.slow
+
 TOY = [".", "--user-dir", "tests/toy_plugin", "--task", "toy_regression", "--arch", "toy_regression", "--criterion", "toy_mse"]
 TOY += ["--optimizer", "torch_adamw", "--lr", "0.05", "--lr-scheduler", "cosine_warmup_ratio", "--batch-size", "2", "--max-epoch", "6"]
 TOY += ["--disable-validation", "--no-progress-bar", "--log-interval", "1", "--no-epoch-checkpoints"]

@@ -4,6 +4,8 @@ import pytest
 
 from tests.integration.forked import shared_server
 
+pytestmark = pytest.mark.slow
+
 TOY = [".", "--user-dir", "tests/toy_plugin", "--task", "toy_regression", "--arch", "toy_regression", "--criterion", "toy_mse"]
 TOY += ["--optimizer", "torch_adamw", "--lr", "0.05", "--lr-scheduler", "cosine_warmup_ratio", "--warmup-ratio", "0.25"]
 TOY += ["--batch-size", "2", "--disable-validation", "--no-progress-bar", "--log-interval", "1", "--max-epoch", "2"]
