@@ -1,7 +1,10 @@
 """A small convolutional stem for models that are trained from scratch on a laptop."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ofaseg.models.image_encoders.folded import FoldedConvolutions, may_fold
 
 
 class ResidualBlock(nn.Module):
@@ -17,6 +20,10 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return F.relu(x + self.bn2(self.conv2(y)), inplace=True)
+
+    def evaluate(self, x: Tensor, folded: FoldedConvolutions) -> Tensor:
+        """As `forward` in evaluation mode; `x` may be overwritten."""
+        return folded(folded(x, self.conv1, self.bn1), self.conv2, self.bn2, residual=x)
 
 
 class ConvStem(nn.Module):
@@ -43,11 +50,19 @@ class ConvStem(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.folded = FoldedConvolutions()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised photos (B, 3, H, W) -> {"stem": (B, 128, ceil(H/stride), ceil(W/stride))}."""
+        if may_fold(self):
+            return {"stem": self._evaluate(images)}
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = self.block1(x)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
         return {"stem": self.block2(x)}
+
+    def _evaluate(self, images: Tensor) -> Tensor:
+        x = self.folded(images.to(memory_format=torch.channels_last), self.conv1, self.bn1)
+        x = self.block1.evaluate(self.folded(x, self.conv2, self.bn2), self.folded)
+        return self.block2.evaluate(self.folded(x, self.conv3, self.bn3), self.folded)

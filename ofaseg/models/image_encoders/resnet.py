@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofaseg.models.image_encoders.folded import FoldedConvolutions, may_fold
 from ofaseg.models.ofa.attention import DropPath
 
 STAGE_BLOCKS = {"resnet50": (3, 4, 6), "resnet101": (3, 4, 23), "resnet152": (3, 8, 36)}
@@ -48,6 +49,13 @@ class Bottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         return F.relu(y + shortcut, inplace=True)
 
+    def evaluate(self, x: Tensor, folded: FoldedConvolutions) -> Tensor:
+        """As `forward` in evaluation mode; `x` may be overwritten."""
+        y = folded(x, self.conv1, self.bn1)
+        y = folded(y, self.conv2, self.bn2)
+        shortcut = x if self.downsample is None else folded(x, *self.downsample, relu=False)
+        return folded(y, self.conv3, self.bn3, residual=shortcut)
+
 
 class ResNet(nn.Module):
     """ResNet v1.5 without its fourth stage.
@@ -79,9 +87,20 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.folded = FoldedConvolutions()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised photos (B, 3, H, W) -> {"res4": (B, 1024, ceil(H/16), ceil(W/16))}."""
+        if may_fold(self):
+            return {"res4": self._evaluate(images)}
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1)
         return {"res4": self.layer3(self.layer2(self.layer1(x)))}
+
+    def _evaluate(self, images: Tensor) -> Tensor:
+        x = self.folded(images.to(memory_format=torch.channels_last), self.conv1, self.bn1)
+        x = F.max_pool2d(x, 3, 2, 1)
+        for stage in (self.layer1, self.layer2, self.layer3):
+            for block in stage:
+                x = block.evaluate(x, self.folded)
+        return x

@@ -33,6 +33,23 @@ def test_frozen_batch_norm_equals_inference():
     torch.testing.assert_close(frozen(x), plain(x))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["resnet50", "conv_stem"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_folded_evaluation_equals_the_layers(name, frozen, fused, monkeypatch):
+    encoder = build_image_encoder(name, frozen_batch_norm=frozen).eval()
+    for key, value in encoder.state_dict().items():
+        if "bn" in key and value.is_floating_point():
+            value.add_(0.3 * torch.rand_like(value))
+    images = torch.randn(1, 3, 64, 80)
+    expected = encoder(images)[encoder.out_feature].detach()  # with gradients on, layer by layer
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=fused):
+        folded = encoder(images)[encoder.out_feature]
+        torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        encoder.conv1.weight.mul_(2)
+        assert not torch.allclose(encoder(images)[encoder.out_feature], folded)
+
+
 def test_unknown_name():
     with pytest.raises(ValueError, match="resnet51.*known: resnet50"):
         build_image_encoder("resnet51")
