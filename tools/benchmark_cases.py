@@ -1,18 +1,7 @@
-"""The measured cases of `tools/benchmark.py`. Each runs in a fresh process: `python -m tools.benchmark_cases '{"model": ...}'`.
+"""What `tools/benchmark.py` measures: models, inputs, and one iteration of every path of every case."""
 
-A request is a JSON object; the answer is one JSON line on standard output. ``mode`` "time" checks that both paths compute
-the same, then times them in turn; "peak" runs one path twice and reads the highest memory of the process.
-"""
-
-import ctypes
-import json
-import logging
-import sys
-import time
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -59,10 +48,10 @@ SETUPS = {
 CASES = {
     "step": ("ours", "reference", "reference with display pass"),
     "supervised": ("ours", "reference"),
-    "evaluate": ("ours", "reference"),
-    "predict": ("ours", "reference"),
+    "evaluate": ("ours", "ours, new size", "reference"),
+    "predict": ("ours", "ours, new size", "reference"),
 }
-"""Case -> the paths it compares, ours first."""
+"""Case -> the paths it compares, ours first. Ours keeps biases between photos of one size; "new size" is without them."""
 
 
 def class_tokens(classes: int) -> list[list[int]]:
@@ -121,8 +110,11 @@ class Bench:
         self.model = SegOFA(architecture_config(setup.arch, **replace), setup.words, self.tokens)
         spread_weights(self.model)
         self.model.to(self.device)
-        self.reference = EagerReference(self.model)
         self.source = source_text(self.tokens).to(self.device).expand(setup.batch, -1)
+
+    @cached_property
+    def reference(self) -> EagerReference:
+        return EagerReference(self.model)
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
@@ -195,7 +187,7 @@ class Bench:
 
     def _training_step(self, case: str, path: str):
         loss = self._losses(case, path)
-        module = self.model if path == "ours" else self.reference
+        module = (self.model if path == "ours" else self.reference).train()
         weights = [weight for weight in module.parameters() if weight.requires_grad]
         implementation = {"fused": True} if path == "ours" else {"foreach": False}
         optimizer = torch.optim.AdamW(weights, lr=1e-5, weight_decay=0.1, **implementation)
@@ -204,7 +196,6 @@ class Bench:
             photos, target = self.normalised(self.photos), self.with_unknown(self.photo_targets)
 
         def run() -> None:
-            module.train()
             if photos is not None:
                 self.reference.display(self.source, photos, target)
             loss().backward()
@@ -226,30 +217,34 @@ class Bench:
         return result
 
     def _evaluation(self, case: str, path: str):
-        label_map, photo = self.with_unknown(self.label_map), self.normalised(self.single_photo)
-
-        def run() -> dict[str, Tensor]:
-            if path == "ours":
-                self.model.eval()
-                with torch.no_grad():
-                    return self.evaluate()
-            return self.reference.train(False).validate(self.source[:1], photo, label_map, TOPK, ITERATIONS)
-
-        return run
+        if path == "reference":
+            label_map, photo = self.with_unknown(self.label_map), self.normalised(self.single_photo)
+            return lambda: self.reference.train(False).validate(self.source[:1], photo, label_map, TOPK, ITERATIONS)
+        return self._without_gradient(path, self.evaluate)
 
     def _prediction(self, case: str, path: str):
-        photo = self.normalised(self.single_photo)
+        if path == "reference":
+            photo = self.normalised(self.single_photo)
+            return lambda: self.reference.train(False).predict(self.source[:1], photo, NATIVE_SIZE, TOPK, ITERATIONS)
         post = postprocess.PostProcess(resnet_topk=TOPK, resnet_iters=ITERATIONS)
 
-        def run() -> Tensor:
-            if path == "ours":
-                self.model.eval()
-                with torch.no_grad():
-                    output = self.model.predict(src_tokens=self.source[:1], patch_images=self.single_photo)
-                    return postprocess.segmentations(output, [NATIVE_SIZE], post)[0].label_map
-            return self.reference.train(False).predict(self.source[:1], photo, NATIVE_SIZE, TOPK, ITERATIONS)
+        def predict() -> Tensor:
+            output = self.model.predict(src_tokens=self.source[:1], patch_images=self.single_photo)
+            return postprocess.segmentations(output, [NATIVE_SIZE], post)[0].label_map
 
-        return run
+        return self._without_gradient(path, predict)
+
+    def _without_gradient(self, path: str, run):
+        """`run` of our model in evaluation mode; the path "new size" leaves that mode in between, which forgets kept biases."""
+        self.model.eval()
+
+        @torch.no_grad()
+        def evaluation():
+            if path == "ours, new size":
+                self.model.train().eval()
+            return run()
+
+        return evaluation
 
     # -- are they the same? ------------------------------------------------------------------------------------------
 
@@ -304,90 +299,3 @@ class Bench:
 def relative_error(value: Tensor, expected: Tensor) -> float:
     """Largest difference as a share of the largest expected value."""
     return float((value - expected).abs().max() / expected.abs().max())
-
-
-# -- measuring -----------------------------------------------------------------------------------------------------------
-
-
-def seconds(run, device: torch.device) -> float:
-    """Seconds of one call: wall clock on the CPU, events on a GPU."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
-
-
-def matrix_rate(device: torch.device, size: int = 2048) -> float:
-    """GFLOP/s of a float32 product of two size x size matrices."""
-    left, right = (torch.ones(size, size, device=device) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: left @ right, device) / 1e9
-
-
-def memory(field: str) -> float:
-    """MB of this process: "VmRSS" now, or "VmHWM", the highest since the start (or since `reset_peak`)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def reset_peak() -> None:
-    """Gives freed memory back and lets the process's highest memory start anew (where the kernel refuses, it goes on)."""
-    ctypes.CDLL(None).malloc_trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-
-
-def time_paths(bench: Bench, case: str, repeats: int, least_seconds: float = 2.0) -> dict:
-    """Checks, then times all paths of a case in turn: at least `repeats` rounds and, for quick cases, `least_seconds`."""
-    result = {"errors": bench.check(case), "seconds": {path: [] for path in CASES[case]}, "gflops": []}
-    runners = {path: bench.runner(case, path) for path in CASES[case]}
-    matrix_rate(bench.device)
-    for run in runners.values():
-        run()
-    begin = time.perf_counter()
-    while len(result["gflops"]) < repeats or (time.perf_counter() - begin < least_seconds and len(result["gflops"]) < 50):
-        result["gflops"].append(matrix_rate(bench.device))
-        for path, run in runners.items():
-            result["seconds"][path].append(seconds(run, bench.device))
-    result["gflops"] = median(result["gflops"])
-    return result
-
-
-def peak_of_path(bench: Bench, case: str, path: str) -> dict:
-    """{"peak", "start"} in MB: highest memory over two iterations, and the memory before them (weights and inputs are there)."""
-    run = bench.runner(case, path)
-    if bench.device.type == "cuda":
-        start = torch.cuda.memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        reset_peak()
-        start = memory("VmRSS")
-    for _ in range(2):
-        run()
-    peak = torch.cuda.max_memory_allocated() / 2**20 if bench.device.type == "cuda" else memory("VmHWM")
-    return {"peak": peak, "start": start}
-
-
-def answer(request: dict) -> dict:
-    """Runs a request: model, case, device, mode ("time" with repeats, or "peak" with path)."""
-    device = request["device"]
-    bench = Bench(SETUPS[request["model"]], device)
-    if request["mode"] == "peak":
-        result = peak_of_path(bench, request["case"], request["path"])
-    else:
-        result = time_paths(bench, request["case"], request["repeats"])
-    return result | {"torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
-if __name__ == "__main__":
-    logging.getLogger().setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG
-    print(json.dumps(answer(json.loads(sys.argv[1]))))

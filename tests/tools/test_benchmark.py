@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tools import benchmark, benchmark_cases, benchmark_data
+from tools import benchmark, benchmark_cases, benchmark_data, benchmark_measure
 from tools.benchmark_cases import Bench, Setup
 from tools.benchmark_reference import all_pixels, bag_inputs, grid_buckets, resize_axis, token_buckets
 
@@ -41,7 +41,7 @@ def test_every_path_runs_and_trains(bench):
 
 def test_other_configurations_are_refused():
     with pytest.raises(ValueError, match="published configuration"):
-        Bench(SMALL, full_context_alignment=True)
+        Bench(SMALL, full_context_alignment=True).runner("step", "reference")
 
 
 def test_token_lists_have_the_published_lengths():
@@ -96,6 +96,13 @@ def test_measurements_become_a_table(monkeypatch):
     section = benchmark.section("t", "m", "c", [result], {"published": 2.0, "ours": 4.0})
     assert "| nano | image-free training step | default | ours | 2 | 200 |" in section
     assert "| ours | 4 | 2.0 |" in section
+
+
+def test_measuring_gives_seconds_and_memory(bench):
+    result = benchmark_measure.time_paths(bench, "predict", repeats=1, least_seconds=0.0)
+    assert all(len(times) == 1 and times[0] > 0 for times in result["seconds"].values()) and result["gflops"] > 0
+    result = benchmark_measure.peak_of_path(bench, "predict", "ours")
+    assert result["peak"] > result["start"] > 10
 
 
 def test_a_failing_child_is_named():
