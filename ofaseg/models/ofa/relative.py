@@ -139,9 +139,10 @@ class AttentionBias:
         if not self.terms:
             return self.absolute
         factors = [term.factor for term in self.terms]
-        if not torch.is_grad_enabled():
-            return add_terms(self.terms, self.absolute, factors)
-        return _AddTerms.apply(self.terms, self.absolute, *factors)
+        with torch.autocast(self.absolute.device.type, enabled=False):
+            if not torch.is_grad_enabled():
+                return add_terms(self.terms, self.absolute, factors)
+            return _AddTerms.apply(self.terms, self.absolute, *factors)
 
     def masked(self) -> Tensor:
         """(H, T, S) sum, -inf above the diagonal when causal."""

@@ -45,6 +45,8 @@ def attention(
     mask = bias.masked().unsqueeze(0).to(query.dtype)
     if key_padding is not None:
         mask = mask.masked_fill(key_padding[:, None, None, :], float("-inf"))
+    if mask.device.type == "cuda" and mask.shape[-1] % 8:
+        mask = F.pad(mask, (0, -mask.shape[-1] % 8))[..., : mask.shape[-1]]  # its kernels want aligned rows
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
 
 
@@ -52,7 +54,7 @@ def _flash(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, causal: bool, scale: float, key_padding: Optional[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, d) and log-sum-exp (B, H, T) of torch's CPU kernel; it skips what a causal mask hides."""
-    mask = bias.unsqueeze(0).to(query.dtype)
+    mask = bias.unsqueeze(0)
     if key_padding is not None:
         mask = mask.masked_fill(key_padding[:, None, None, :], float("-inf"))
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, attn_mask=mask, scale=scale)
