@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ofaseg.losses import upsampled_cross_entropy
 from ofaseg.models.ifseg import ARCHITECTURES, SegOFA, architecture_config
 from tests.golden.golden_weights import golden_state_dict, load_golden
 
@@ -41,7 +42,8 @@ def build_model(spec: dict, flags: dict, class_token_ids: list[list[int]]) -> Se
         decoder_input_type=flags.get("decoder_input_type", "encoder_input"),
         full_context_alignment=on("full_context_alignment"),
         untie_seg_projection=not on("tie_seg_projection"),
-        train_image_encoder=not (on("freeze_entire_resnet") or on("freeze_resnet")),
+        train_image_encoder=not on("freeze_entire_resnet"),
+        frozen_batch_norm=on("freeze_resnet"),
         train_token_embedding=not (on("freeze_encoder_embedding") or on("freeze_decoder_embedding")),
         train_class_embedding=not on("freeze_seg_embedding"),
         direct_small_grids=True,
@@ -103,7 +105,7 @@ def run(case, full_context: bool = False, **inputs):
     model = case.model
     batch = len(next(iter(inputs.values())))
     before = model.decoder.full_context
-    model.decoder.full_context = full_context or before
+    model.decoder.full_context = full_context
     try:
         with torch.no_grad():
             encoded = model.encode(case.source.expand(batch, -1), **inputs)
@@ -120,7 +122,7 @@ def strided(array: torch.Tensor, golden: np.ndarray, axis: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def photo(case):
     pixels, labels = decode_row(parse_rows(case.arrays["rows/valid"])[0])
-    encoded, logits = run(case, patch_images=pixels)
+    encoded, logits = run(case, full_context=case.model.decoder.full_context, patch_images=pixels)
     return SimpleNamespace(pixels=pixels, labels=labels, encoded=encoded, logits=logits)
 
 
@@ -199,6 +201,7 @@ def test_photo_full_context(case, photo):
 
 
 def test_artificial(case):
+    """The published code keeps its artificial pass causal, whatever the option says."""
     encoded, logits = run(case, class_maps=case.class_maps)
     assert_close(strided(encoded.tokens.transpose(0, 1), None, 0), case.arrays["eval_artificial/encoder_out_every_16th"])
     assert_close(logits, case.arrays["eval_artificial/logits"])
@@ -211,8 +214,10 @@ def test_image_free_loss_and_gradients(case):
     target = target.view(-1, side, side)
     target[target == model.num_classes] = -1
     model.zero_grad()
+    model.decoder.full_context, before = False, model.decoder.full_context
     logits = model(case.source.expand(len(target), -1), class_maps=case.class_maps).class_logits
-    loss = F.cross_entropy(F.interpolate(logits, size=(side, side), mode="bilinear"), target, ignore_index=-1)
+    model.decoder.full_context = before
+    loss = upsampled_cross_entropy(logits, target, float(case.flags.get("label_smoothing", 0.0)))
     loss.backward()
     assert abs(loss.item() / float(arrays["image_free_loss"]) - 1) < 1e-5
     parameters = dict(model.named_parameters())
@@ -259,7 +264,7 @@ def test_validation(case, photo):
     labels[labels >= case.model.num_classes] = -1
     grid_logits = photo.logits[:, : h * w].transpose(1, 2).unflatten(2, (h, w))
     scores = F.interpolate(grid_logits, size=size, mode="bilinear", align_corners=False)
-    loss = F.cross_entropy(scores, labels[None], ignore_index=-1)
+    loss = upsampled_cross_entropy(grid_logits, labels[None], float(case.flags.get("label_smoothing", 0.0)))
     assert abs(float(loss) / float(case.arrays["valid/loss"]) - 1) < 1e-5
     assert_same_areas(case, scores[0], labels)
     postprocess = pytest.importorskip("ofaseg.evaluation.postprocess")
