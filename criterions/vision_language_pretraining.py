@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
+INPUTS = ("net_input", "region_input", "text_input")
+"""Parts of a batch, in the order of its targets: whole images, cut-out regions, no image."""
 TOP_PATCHES = 3
 """The score of a word in an image is the mean over this many best patches."""
 PRESENCE_THRESHOLD = 0.3
@@ -46,8 +49,13 @@ class VisionLanguagePretraining(FairseqCriterion):
     def forward(self, model, sample: dict, reduce: bool = True):
         """(loss summed over tokens, number of target tokens, logging output)."""
         aligned = self.contrast_weight > 0 or self.presence_weight > 0
-        with captured_patches(model, aligned) as captured:
-            parts = [model(**sample[key]).float() for key in ("net_input", "text_input") if sample[key] is not None]
+        captured: list[Tensor] = []
+        parts = []
+        for key in INPUTS:
+            if sample[key] is None:
+                continue
+            with patch_access(model, sample.get(f"{key}_words"), captured if aligned and key == "net_input" else None):
+                parts.append(model(**sample[key]).float())
         logits = torch.cat(parts)
         target = sample["target"]
         nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=self.pad, reduction="sum")
@@ -103,17 +111,28 @@ def word_table(model) -> Tensor:
 
 
 @contextmanager
-def captured_patches(model, wanted: bool):
-    """Yields a list that receives the projected patches (B, P, D) of the forward pass inside the block."""
-    captured: list[Tensor] = []
-    handle = None
-    if wanted:
-        handle = _unwrap(model).encoder.image_proj.register_forward_hook(lambda module, inputs, output: captured.append(output))
+def patch_access(model, words: Optional[Tensor], captured: Optional[list]):
+    """Inside the block, projected patches (B, P, D) of a forward pass are appended to `captured`, then replaced by words.
+
+    Args:
+        words: (B, h, w) dictionary ids, -1 keeps the patch; None keeps all.
+        captured: receives the projected patches as they were; None when they are not wanted.
+    """
+    embed = _unwrap(model).encoder.embed_tokens
+
+    def replace(module, inputs, patches):
+        if captured is not None:
+            captured.append(patches)
+        if words is None:
+            return patches
+        ids = words.flatten(1)
+        return torch.where(ids.unsqueeze(-1) >= 0, embed(ids.clamp(min=0)).to(patches.dtype), patches)
+
+    handle = _unwrap(model).encoder.image_proj.register_forward_hook(replace)
     try:
-        yield captured
+        yield
     finally:
-        if handle is not None:
-            handle.remove()
+        handle.remove()
 
 
 def word_scores(patches: Tensor, words: Tensor) -> Tensor:

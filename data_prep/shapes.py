@@ -138,16 +138,14 @@ def tight_box(mask: np.ndarray) -> list[float]:
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
 
-def region_boxes(scene: Scene, rng: np.random.Generator) -> tuple[list[dict], list[dict]]:
-    """(boxes, segments) of a scene as the columns of a shard row hold them."""
-    first_thing = int(scene.segment_map.max()) + 1 - len(scene.things)
+def region_boxes(scene: Scene) -> tuple[list[dict], list[dict]]:
+    """(boxes, segments) of a scene as the columns of a shard row hold them; a box's text is its class name."""
     boxes, segments = [], []
     for segment_id in range(1, int(scene.segment_map.max()) + 1):
         mask = scene.segment_map == segment_id
         class_id = int(scene.label_map[mask][0])
-        thing = scene.things[segment_id - first_thing] if segment_id >= first_thing else None
         box = tight_box(mask)
-        boxes.append({"box": box, "text": describe_thing(thing, rng) if thing else CLASS_NAMES[class_id], "class_id": class_id})
+        boxes.append({"box": box, "text": CLASS_NAMES[class_id], "class_id": class_id})
         segments.append({"id": segment_id, "class_id": class_id, "is_crowd": False, "area": int(mask.sum()), "box": box})
     return boxes, segments
 
@@ -164,7 +162,7 @@ def make_row(seed: int, split: str, index: int) -> dict:
     rng = scene_rng(seed, split, index)
     scene = draw_scene(rng)
     captions = [write_caption(scene, rng) for _ in range(CAPTIONS_PER_SCENE)]
-    boxes, segments = region_boxes(scene, rng)
+    boxes, segments = region_boxes(scene)
     ids = scene.segment_map
     return {
         "image": encode_png(scene.image),

@@ -12,7 +12,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofaseg import tokenizers
 from ofaseg.data.codec import decode_image, decode_label_map
@@ -21,7 +21,7 @@ from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.data.synthetic import ArtificialImageSampler
 from ofaseg.prompts import SEGMENTATION_PROMPT, UNKNOWN_NAME, source_token_ids
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, resolve_vocabulary
-from user_tasks.segmentation_task import AUTOCAST
+from user_tasks.segmentation_task import autocast
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +44,24 @@ class VisionLanguagePretrainingTaskConfig(FairseqDataclass):
     ground_task: float = field(default=0.0, metadata={"help": "weight of grounding: words -> location symbols"})
     infill_task: float = field(default=0.2, metadata={"help": "weight of infilling masked captions"})
     copy_task: float = field(default=0.1, metadata={"help": "weight of repeating random words"})
+    crop_task: float = field(default=0.0, metadata={"help": "weight of naming a region that is cut out along its box"})
+    crop_side: int = field(default=48, metadata={"help": "side of a cut-out in pixels"})
+    substitution: float = field(
+        default=0.0, metadata={"help": "share of images in which words of box texts stand in for a part of the patches inside the boxes"}
+    )
     mask_ratio: float = field(default=0.3, metadata={"help": "share of words masked by infilling"})
     hidden_ratio: float = field(default=0.5, metadata={"help": "share of infilling samples without the image"})
+    max_regions: int = field(default=4, metadata={"help": "most boxes that one region sample asks for"})
     no_flip: bool = field(default=False, metadata={"help": "do not mirror images at random"})
     alignment_captions: bool = field(default=False, metadata={"help": "hand captions to the criterion (needed by its alignment losses)"})
     transfer_probe: bool = field(
         default=False,
         metadata={"help": "in validation only: patch accuracy of class means of word mosaics on photos (reads label maps)"},
     )
-    autocast: ChoiceEnum(["none", "bf16", "fp16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
+    init_std: float = field(
+        default=0.0, metadata={"help": "spread of fresh linear and word-embedding weights; 0 keeps OFA's 0.02, about 1/sqrt(width) suits narrow models"}
+    )
+    autocast: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
     reuse_dataloader: bool = field(default=False, metadata={"help": "keep data workers over epochs"})
     seed: int = II("common.seed")
 
@@ -76,6 +85,7 @@ class VisionLanguagePretrainingTask(FairseqTask):
         self.dictionary = tokenizers.build_dictionary(cfg.bpe_dir, self.tokenizer, cfg.code_dict_size, cfg.num_bins, len(vocabulary))
         self.class_token_ids = [self.encode(name) for name in vocabulary.names]
         self.content_word_ids = np.arange(self.dictionary.nspecial, self.dictionary.index("<mask>"))
+        self.grid_stride = 8
         self._mosaic_means: Optional[Tensor] = None
 
     @classmethod
@@ -96,6 +106,19 @@ class VisionLanguagePretrainingTask(FairseqTask):
     def max_positions(self):
         return None
 
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        model = super().build_model(cfg, from_checkpoint)
+        self.grid_stride = model.grid_stride
+        if self.cfg.init_std > 0 and not from_checkpoint:
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=self.cfg.init_std)
+            words = model.encoder.embed_tokens
+            nn.init.normal_(words.weight, std=self.cfg.init_std)
+            nn.init.zeros_(words.weight.data[words.padding_idx])
+            model.init_class_embeddings()
+        return model
+
     # ---- data ----
 
     def mixture(self) -> PretrainingMixture:
@@ -106,8 +129,12 @@ class VisionLanguagePretrainingTask(FairseqTask):
             ground=cfg.ground_task,
             infill=cfg.infill_task,
             copy=cfg.copy_task,
+            crop=cfg.crop_task,
+            crop_side=cfg.crop_side,
+            substitution=cfg.substitution,
             mask_ratio=cfg.mask_ratio,
             hidden_ratio=cfg.hidden_ratio,
+            max_regions=cfg.max_regions,
             flip=0.0 if cfg.no_flip else 0.5,
         )
 
@@ -132,6 +159,7 @@ class VisionLanguagePretrainingTask(FairseqTask):
             self.mixture(),
             self.cfg.seed,
             self.cfg.patch_image_size,
+            patch_stride=self.grid_stride,
             caption_ids=self.cfg.alignment_captions,
             decode_label_map=self._decode_label_map if probe else None,
         )
@@ -145,7 +173,7 @@ class VisionLanguagePretrainingTask(FairseqTask):
         """One autocast context per step: its cache of cast weights lives until the context ends."""
         if self.cfg.autocast == "none":
             return nullcontext()
-        return torch.autocast(device.type, dtype=AUTOCAST[str(self.cfg.autocast)])
+        return autocast(str(self.cfg.autocast), device)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         model.train()
@@ -159,7 +187,7 @@ class VisionLanguagePretrainingTask(FairseqTask):
         model.eval()
         with torch.no_grad(), self.autocast(sample["id"].device):
             loss, sample_size, logging_output = criterion(model, sample)
-            if "label_maps" in sample and sample["net_input"] is not None:
+            if "label_maps" in sample:
                 logging_output["_transfer"] = self.transfer_counts(model, sample)
         return loss, sample_size, logging_output
 

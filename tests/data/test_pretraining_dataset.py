@@ -30,7 +30,7 @@ def encode(text):
 
 
 def dataset(seed=1, rows=None, side=16, **weights):
-    mixture = PretrainingMixture(**({"caption": 0, "box": 0, "ground": 0, "infill": 0, "copy": 0} | weights))
+    mixture = PretrainingMixture(**({"caption": 0, "box": 0, "ground": 0, "infill": 0, "copy": 0, "crop_side": 8} | weights))
     return PretrainingDataset(rows or [ROW] * 64, lambda image: image, encode, SYMBOLS, mixture, seed, side)
 
 
@@ -38,7 +38,7 @@ def test_caption_sample():
     sample = dataset(caption=1)[0]
     assert sample["source"].tolist() == [0, *encode("what does the image describe?"), 2]
     assert sample["target"].tolist() == [*encode("a red ball on the grass"), 2]
-    assert sample["see_image"]
+    assert sample["image"] is not None
 
 
 def test_box_sample_mirrors_image_and_box_together():
@@ -53,6 +53,32 @@ def test_box_sample_mirrors_image_and_box_together():
     assert places == {True, False}
 
 
+def test_a_region_sample_asks_for_several_boxes_in_random_order():
+    boxes = [{"box": [4.0 * k, 0.0, 4.0 * k + 4, 4.0], "text": text, "class_id": k} for k, text in enumerate(("ball", "grass", "red ball"))]
+    words = {tuple(location_tokens(b["box"], 16, 16, BINS, NUM_BINS)): encode(b["text"]) for b in boxes}
+    data = dataset(box=1, flip=0.0, rows=[ROW | {"boxes": boxes}] * 32)
+    lengths, orders = set(), set()
+    for k in range(32):
+        sample = data[k]
+        regions = sample["source"].tolist()[1 + len(encode("what does the region describe?")) : -1]
+        places = [tuple(regions[i + 1 : i + 5]) for i in range(0, len(regions), 5)]
+        assert sample["target"].tolist() == [token for place in places for token in words[place]] + [2]
+        lengths.add(len(places))
+        orders.add(tuple(places))
+    assert lengths == {1, 2, 3} and len(orders) > 6
+
+
+def test_a_cut_out_shows_its_box_on_grey():
+    data = dataset(crop=1)
+    for k in range(16):
+        sample = data[k]
+        cut = sample["image"].numpy().transpose(1, 2, 0)
+        assert cut.shape == (8, 8, 3) and sample["target"].tolist() == [*encode("red ball"), 2]
+        region = cut[(cut != 127).any(-1)].tolist()
+        original = ROW["image"][4:8, 0:4]
+        assert region in (original.reshape(-1, 3).tolist(), original[:, ::-1].reshape(-1, 3).tolist())
+
+
 def test_ground_sample_is_the_box_sample_turned_around():
     sample = dataset(ground=1, flip=0.0)[0]
     assert sample["target"].tolist() == [*location_tokens([0, 4, 4, 8], 16, 16, BINS, NUM_BINS), 2]
@@ -60,7 +86,7 @@ def test_ground_sample_is_the_box_sample_turned_around():
 
 def test_infill_hides_words_and_half_of_the_images():
     samples = [dataset(infill=1, mask_ratio=0.5)[k] for k in range(64)]
-    hidden = [not sample["see_image"] for sample in samples]
+    hidden = [sample["image"] is None for sample in samples]
     assert 16 < sum(hidden) < 48
     masked = sum(int((sample["source"] == MASK).sum()) for sample in samples) / (6 * 64)
     assert masked == pytest.approx(0.5, abs=0.1)
@@ -71,7 +97,7 @@ def test_copy_never_shows_the_image_and_repeats_the_words():
     for k in range(20):
         sample = dataset(copy=1)[k]
         words = sample["target"].tolist()[:-1]
-        assert not sample["see_image"] and 4 <= len(words) <= 15
+        assert sample["image"] is None and 4 <= len(words) <= 15
         assert sample["source"].tolist() == [0, *encode("what is the complete text of"), *words, IDS["?"], 2]
 
 

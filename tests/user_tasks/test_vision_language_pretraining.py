@@ -27,7 +27,7 @@ def world(tmp_path_factory):
 def train(world, save_dir, *extra):
     flags = (
         "--user-dir ofaseg --task vision_language_pretraining --arch segofa_nano --criterion vision_language_pretraining "
-        "--bpe word --train-image-encoder --train-token-embedding --train-text-decoder "
+        "--init-std 0.08 --train-image-encoder --train-token-embedding --train-text-decoder "
         "--optimizer torch_adamw --lr 3e-3 --lr-scheduler cosine_warmup_ratio --batch-size 8 --max-update 4 --batch-size-valid 4 "
         "--valid-subset val --required-batch-size-multiple 1 --log-interval 1 --no-epoch-checkpoints --seed 3 --autocast bf16"
     ).split()
