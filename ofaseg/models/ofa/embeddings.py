@@ -30,24 +30,12 @@ def token_bucket(distance: Tensor, bucket_size: int) -> Tensor:
     return (bucket + bucket_size - 1).long()
 
 
-def image_bucket(query: Tensor, key: Tensor, bucket_size: int) -> Tensor:
-    """Bucket of a pair of grid cells given as ids: 0 the special token, row * bucket_size + column + 1 a cell.
-
-    Broadcasts `query` against `key` (long). The last three of the (2b-1)^2 + 3 buckets are special-to-cell,
-    cell-to-special and special-to-special.
-    """
-    width = 2 * bucket_size - 1
-    query, key = torch.broadcast_tensors(query, key)
-    rows = (query - 1) // bucket_size - (key - 1) // bucket_size
-    columns = (query - 1) % bucket_size - (key - 1) % bucket_size
-    bucket = (rows + bucket_size - 1) * width + columns + bucket_size - 1
-    bucket = torch.where(query == 0, width * width, bucket)
-    bucket = torch.where(key == 0, width * width + 1, bucket)
-    return torch.where((query == 0) & (key == 0), width * width + 2, bucket)
-
-
 def num_image_buckets(bucket_size: int) -> int:
-    """Rows of a relative-position table of a grid of side `bucket_size`, special token included."""
+    """Rows of a relative-position table of a grid of side `bucket_size`.
+
+    With distances r and c in rows and columns (query minus key), row (r + b - 1) * (2b - 1) + c + b - 1 belongs to a pair of
+    cells; the last three are special token to cell, cell to special token, and special token to itself.
+    """
     return (2 * bucket_size - 1) ** 2 + 3
 
 
@@ -70,30 +58,6 @@ def axis_expansion(size: int, side: int, direct: bool, device: torch.device) -> 
     pairs = torch.einsum("qr,ks->qkrs", weights, weights).flatten(2).flatten(0, 1)
     expansion = torch.zeros(size * size, 2 * side - 1).index_add_(1, distance, pairs)
     return expansion.to(device)
-
-
-def grid_relative_bias(table: Tensor, grid: tuple[int, int], side: int, bucket_size: int, direct: bool = False) -> Tensor:
-    """(H, h*w, h*w) bias between the cells of a patch grid, from the (N, H) relative-position table of a layer.
-
-    The bias of the square grid of side `side` is resized bilinearly, both for queries and for keys, to `grid` = (h, w);
-    with `direct` the top-left (h, w) cells are taken instead. N = num_image_buckets(bucket_size).
-    """
-    h, w = grid
-    width = 2 * bucket_size - 1
-    square = table[: width * width].T.unflatten(1, (width, width))
-    square = square[:, bucket_size - side : bucket_size + side - 1, bucket_size - side : bucket_size + side - 1]
-    rows = axis_expansion(h, side, direct, table.device).to(table.dtype)
-    columns = axis_expansion(w, side, direct, table.device).to(table.dtype)
-    bias = rows @ (square @ columns.T)  # (H, h*h, w*w)
-    return bias.unflatten(2, (w, w)).unflatten(1, (h, h)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-def text_relative_bias(table: Tensor, length: int) -> Tensor:
-    """(H, L, L) bias between the tokens of a text, from the (2*bucket_size-1, H) table of a layer."""
-    bucket_size = (table.shape[0] + 1) // 2
-    distance = torch.arange(length - 1, -length, -1, device=table.device)
-    values = F.embedding(token_bucket(distance, bucket_size), table).T  # (H, 2L-1), distances L-1 .. -(L-1)
-    return values.unfold(1, length, 1).flip(1)
 
 
 def grid_positions(table: Tensor, grid: tuple[int, int], side: int, bucket_size: int, direct: bool = False) -> Tensor:

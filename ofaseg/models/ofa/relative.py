@@ -56,10 +56,14 @@ class BosTerm:
 
 
 class GridTerm:
-    """Bias between the cells of an (h, w) patch grid that starts at position `start`; see `embeddings.grid_relative_bias`.
+    """Bias between the cells of an (h, w) patch grid that starts at position `start` of queries and keys.
+
+    The bias of the square grid of side `side`, read from the table, is resized bilinearly to the grid, for queries and for
+    keys; with `direct` the top-left (h, w) cells are taken instead.
 
     Args:
-        table: (N, H) table of a layer; grid, side, bucket_size, direct: as in `grid_relative_bias`.
+        table: (embeddings.num_image_buckets(bucket_size), H) table of a layer.
+        grid: (h, w).
         cells: only the first `cells` of the h*w cells take part.
 
     The table is expanded along columns first: values for (row distance, column of query, column of key). When the rows of

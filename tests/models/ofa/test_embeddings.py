@@ -1,10 +1,10 @@
-"""Bucket tables against the published check values, and grid biases against a literal table lookup."""
+"""Bucket tables against the published check values; positions of any grid; mean embeddings."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from ofaseg.models.ofa import embeddings
+from tests.models.ofa import lookup
 
 TOKEN_BUCKETS = {
     (0, 0): 255,
@@ -28,45 +28,7 @@ def test_token_buckets_of_the_published_table(pair, bucket):
 @pytest.mark.parametrize("pair, bucket", IMAGE_BUCKETS.items())
 def test_image_buckets_of_the_published_table(pair, bucket):
     query, key = torch.tensor(pair)
-    assert embeddings.image_bucket(query, key, 42).item() == bucket
-
-
-def test_text_bias_is_the_table_lookup():
-    table, length = torch.randn(2 * 16 - 1, 3), 40
-    positions = torch.arange(length)
-    buckets = embeddings.token_bucket(positions[:, None] - positions[None, :], 16)
-    torch.testing.assert_close(embeddings.text_relative_bias(table, length), table[buckets].permute(2, 0, 1))
-
-
-def looked_up_bias(table, side, bucket_size):
-    """(H, side*side, side*side) straight from the bucket ids."""
-    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    ids = (row * bucket_size + column + 1).flatten()
-    return table[embeddings.image_bucket(ids[:, None], ids[None, :], bucket_size)].permute(2, 0, 1)
-
-
-def resized(bias, side, grid):
-    """Both axes of an (H, side^2, side^2) bias resized to `grid`, keys first, as the published code does."""
-    for _ in range(2):
-        heads, queries = bias.shape[:2]
-        bias = F.interpolate(bias.reshape(-1, 1, side, side), size=grid, mode="bilinear", align_corners=False)
-        bias = bias.reshape(heads, queries, -1).transpose(1, 2)
-    return bias
-
-
-@pytest.mark.parametrize("grid", [(4, 4), (4, 6), (7, 3), (2, 9), (8, 8), (3, 3)])
-def test_grid_bias_is_the_resized_lookup(grid):
-    """Non-square grids would show a swapped axis."""
-    table = torch.randn(embeddings.num_image_buckets(5), 2)
-    expected = resized(looked_up_bias(table, 4, 5), 4, grid)
-    torch.testing.assert_close(embeddings.grid_relative_bias(table, grid, 4, 5), expected)
-
-
-def test_direct_grid_bias_is_the_corner():
-    table = torch.randn(embeddings.num_image_buckets(5), 2)
-    full = looked_up_bias(table, 4, 5).unflatten(2, (4, 4)).unflatten(1, (4, 4))
-    expected = full[:, :2, :3, :2, :3].reshape(2, 6, 6)
-    torch.testing.assert_close(embeddings.grid_relative_bias(table, (2, 3), 4, 5, direct=True), expected)
+    assert lookup.image_bucket(query, key, 42).item() == bucket
 
 
 def test_grid_positions():

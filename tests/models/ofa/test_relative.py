@@ -1,10 +1,11 @@
-"""Relative terms: what they add is what `embeddings` defines, and `reduce` is the transpose of `add`."""
+"""Relative terms: what they add is the literal lookup (on grids where a swapped axis would show); `reduce` is the transpose of `add`."""
 
 import pytest
 import torch
 
 from ofaseg.models.ofa import embeddings
 from ofaseg.models.ofa.relative import AttentionBias, BosTerm, GridTerm, TextTerm
+from tests.models.ofa import lookup
 
 HEADS, SIDE, BUCKETS = 2, 4, 5
 
@@ -27,7 +28,7 @@ def test_grid_term(grid, direct, windowed, start, left_out):
     table, term = grid_term(grid, start, cells, direct, windowed)
     absolute = torch.randn(HEADS, start + cells + 2, start + cells + 2)
     expected = absolute.clone()
-    relative = embeddings.grid_relative_bias(table, grid, SIDE, BUCKETS, direct)[:, :cells, :cells]
+    relative = lookup.grid_bias(table, grid, SIDE, BUCKETS, direct)[:, :cells, :cells]
     expected[:, start : start + cells, start : start + cells] += relative
     dense = AttentionBias(absolute, (term,)).dense()
     torch.testing.assert_close(dense, expected)
@@ -40,7 +41,7 @@ def test_text_term():
     table = torch.randn(2 * 16 - 1, HEADS, requires_grad=True)
     absolute = torch.randn(HEADS, 45, 45)
     expected = absolute.clone()
-    expected[:, 5:, 5:] += embeddings.text_relative_bias(table, 40)
+    expected[:, 5:, 5:] += lookup.text_bias(table, 40)
     dense = AttentionBias(absolute, (TextTerm(table, 5, 40),)).dense()
     torch.testing.assert_close(dense, expected)
     weights = torch.randn_like(dense)
