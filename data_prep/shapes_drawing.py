@@ -4,7 +4,7 @@ Colours are float RGB in 0..1. A figure is a function of (u, v), coordinates in 
 returns layers (mask, colour name) painted in order; the colour "body" is the object's own, "dark" a darker shade of it.
 """
 
-from functools import lru_cache
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ _YS, _XS = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
 RADIUS_RANGE = (10.0, 23.0)
 
 
-@lru_cache(maxsize=None)
+@functools.cache
 def _upsampling(cells: int) -> np.ndarray:
     """(SIDE, cells) bilinear interpolation matrix."""
     positions = np.linspace(0, cells - 1, SIDE)
@@ -103,7 +103,8 @@ def draw_background(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         above = "sky" if rng.random() < 0.6 else "wall"
         horizon = rng.uniform(0.22, 0.55) * SIDE
         bumps = rng.uniform(0, 3) if above == "sky" else 0.0
-        part = _YS < horizon + bumps * np.sin(_XS * rng.uniform(0.05, 0.15) + rng.uniform(0, 6)) + rng.uniform(-0.08, 0.08) * (_XS - SIDE / 2)
+        edge = horizon + bumps * np.sin(_XS * rng.uniform(0.05, 0.15) + rng.uniform(0, 6)) + rng.uniform(-0.08, 0.08) * (_XS - SIDE / 2)
+        part = _YS < edge
         image = np.where(part[..., None], _TEXTURES[above](rng), image)
         label_map[part] = BACKGROUNDS.index(above)
     return image.astype(np.float32), label_map
@@ -156,7 +157,8 @@ def _fish(u, v):
     body = _disc(u, v, -0.2, 0, 0.72, 0.45)
     tail = (u > 0.35) & (u < 0.98) & (np.abs(v) < 0.85 * (u - 0.25))
     fin = (np.abs(u + 0.1) < 0.12) & (np.abs(v) < 0.42)
-    return [(tail, "dark"), (body, "body"), (fin, "dark"), (_disc(u, v, -0.6, -0.1, 0.12), "white"), (_disc(u, v, -0.62, -0.1, 0.06), "black")]
+    eye, pupil = _disc(u, v, -0.6, -0.1, 0.12), _disc(u, v, -0.62, -0.1, 0.06)
+    return [(tail, "dark"), (body, "body"), (fin, "dark"), (eye, "white"), (pupil, "black")]
 
 
 def _flower(u, v):

@@ -34,7 +34,9 @@ class VisionLanguagePretrainingTaskConfig(FairseqDataclass):
     data: str = field(default=MISSING, metadata={"help": "folder of shards with the columns image, captions, boxes"})
     class_names: str = field(default="", metadata={"help": "names the model's class table starts with; default: the shards' vocabulary"})
     bpe_dir: str = field(default="", metadata={"help": "folder of the tokenizer: dict.txt, or GPT-2 or SentencePiece files"})
-    bpe: Optional[ChoiceEnum(["gpt2", "sentencepiece", "word"])] = field(default=None, metadata={"help": "tokenizer, when --bpe-dir leaves a choice"})
+    bpe: Optional[ChoiceEnum(["gpt2", "sentencepiece", "word"])] = field(
+        default=None, metadata={"help": "tokenizer, when --bpe-dir leaves a choice"}
+    )
     num_bins: int = field(default=12, metadata={"help": "number of <bin_i> location symbols"})
     code_dict_size: int = field(default=0, metadata={"help": "number of <code_i> symbols"})
     patch_image_size: int = field(default=96, metadata={"help": "side of the images, pixels"})
@@ -59,7 +61,8 @@ class VisionLanguagePretrainingTaskConfig(FairseqDataclass):
         metadata={"help": "in validation only: patch accuracy of class means of word mosaics on photos (reads label maps)"},
     )
     init_std: float = field(
-        default=0.0, metadata={"help": "spread of fresh linear and word-embedding weights; 0 keeps OFA's 0.02, about 1/sqrt(width) suits narrow models"}
+        default=0.0,
+        metadata={"help": "spread of fresh linear and word-embedding weights; 0 keeps OFA's 0.02, 1/sqrt(width) suits narrow models"},
     )
     autocast: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
     reuse_dataloader: bool = field(default=False, metadata={"help": "keep data workers over epochs"})
@@ -207,6 +210,7 @@ class VisionLanguagePretrainingTask(FairseqTask):
 
     def begin_valid_epoch(self, epoch, model) -> None:
         super().begin_valid_epoch(epoch, model)
+        model.init_class_embeddings()  # the words have moved since the class rows were made from them; checkpoints follow validation
         if self.cfg.transfer_probe:
             model.eval()
             with torch.no_grad():

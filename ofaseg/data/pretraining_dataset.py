@@ -10,8 +10,9 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset
 from torch import Tensor
+
+from ofaseg.data.segmentation_dataset import PlainBatches
 
 TASKS = ("caption", "box", "ground", "infill", "copy", "crop")
 INPUTS = ("net_input", "region_input", "text_input")
@@ -64,7 +65,8 @@ class PretrainingMixture:
         """(len(TASKS),) probabilities. Raises PretrainingDataError for negative weights or none above zero."""
         weights = np.array([getattr(self, task) for task in TASKS], dtype=np.float64)
         if (weights < 0).any() or weights.sum() <= 0:
-            raise PretrainingDataError(f"pretraining weights must be non-negative and not all zero, got {dict(zip(TASKS, weights.tolist(), strict=True))}")
+            given = dict(zip(TASKS, weights.tolist(), strict=True))
+            raise PretrainingDataError(f"pretraining weights must be non-negative and not all zero, got {given}")
         if not 1 <= self.copy_min <= self.copy_max:
             raise PretrainingDataError(f"copying needs 1 <= copy_min <= copy_max, got {self.copy_min} and {self.copy_max}")
         return weights / weights.sum()
@@ -98,7 +100,7 @@ def location_tokens(box, height: int, width: int, bins: int, num_bins: int) -> l
     return [bins + int(b) for b in np.clip(np.rint(scaled), 0, num_bins - 1)]
 
 
-class PretrainingDataset(FairseqDataset):
+class PretrainingDataset(PlainBatches):
     """Row i of the shards as one sample of a randomly drawn task, a pure function of (seed, epoch, i).
 
     Args:
@@ -129,17 +131,9 @@ class PretrainingDataset(FairseqDataset):
         self.seed, self.image_side, self.patch_stride, self.caption_ids = seed, image_side, patch_stride, caption_ids
         self.decode_label_map = decode_label_map
         self.probabilities = mixture.probabilities()
-        self.epoch = 1
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        return True
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
@@ -184,7 +178,8 @@ class PretrainingDataset(FairseqDataset):
         if task == "box":
             regions = self._regions(row, rng, flip, int(rng.integers(1, self.mixture.max_regions + 1)))
             source = [token for place, _ in regions for token in (*encode(REGION_PROMPT), *place)]
-            return Example([*encode(BOX_PROMPT), *source], [token for _, words in regions for token in words], image, self._stand_ins(row, flip, rng))
+            target = [token for _, words in regions for token in words]
+            return Example([*encode(BOX_PROMPT), *source], target, image, self._stand_ins(row, flip, rng))
         if task == "ground":
             ((place, words),) = self._regions(row, rng, flip, 1)
             return Example([*encode(GROUND_PROMPT[0]), *words, *encode(GROUND_PROMPT[1])], place, image)
@@ -242,7 +237,9 @@ class PretrainingDataset(FairseqDataset):
 
     def _boxes(self, row: dict) -> list:
         if not row.get("boxes"):
-            raise PretrainingDataError(f"row {row.get('id', '?')} has no boxes; set the weights of box, ground and crop to 0, or add a boxes column")
+            raise PretrainingDataError(
+                f"row {row.get('id', '?')} has no boxes; set the weights of box, ground and crop to 0, or add a boxes column"
+            )
         return row["boxes"]
 
     def _caption(self, row: dict, rng: np.random.Generator) -> str:
@@ -304,20 +301,9 @@ class PretrainingDataset(FairseqDataset):
             inputs["patch_images"] = torch.stack([sample["image"] for sample in samples])
         return inputs
 
-    def num_tokens(self, index: int) -> int:
-        return 1
-
-    def size(self, index: int) -> int:
-        return 1
-
     def ordered_indices(self) -> np.ndarray:
         """Rows in an order drawn from (seed, epoch)."""
         return np.random.default_rng((self.seed, self.epoch)).permutation(len(self))
-
-    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1) -> list:
-        """Plain chunks of `max_sentences` rows (default 1); fairseq's batcher would drop the last rows."""
-        step = max_sentences or 1
-        return [np.asarray(indices[k : k + step]) for k in range(0, len(indices), step)]
 
 
 def pad_sequences(sequences: list, pad: int) -> Tensor:

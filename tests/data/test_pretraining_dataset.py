@@ -29,9 +29,9 @@ def encode(text):
     return [IDS[word] for word in text.split()]
 
 
-def dataset(seed=1, rows=None, side=16, **weights):
+def dataset(seed=1, rows=None, side=16, stride=8, **weights):
     mixture = PretrainingMixture(**({"caption": 0, "box": 0, "ground": 0, "infill": 0, "copy": 0, "crop_side": 8} | weights))
-    return PretrainingDataset(rows or [ROW] * 64, lambda image: image, encode, SYMBOLS, mixture, seed, side)
+    return PretrainingDataset(rows or [ROW] * 64, lambda image: image, encode, SYMBOLS, mixture, seed, side, stride)
 
 
 def test_caption_sample():
@@ -77,6 +77,17 @@ def test_a_cut_out_shows_its_box_on_grey():
         region = cut[(cut != 127).any(-1)].tolist()
         original = ROW["image"][4:8, 0:4]
         assert region in (original.reshape(-1, 3).tolist(), original[:, ::-1].reshape(-1, 3).tolist())
+
+
+def test_words_stand_in_for_patches_of_the_smallest_box_alone():
+    boxes = [{"box": [0.0, 0.0, 16.0, 16.0], "text": "grass", "class_id": 1}, {"box": [0.0, 0.0, 8.0, 8.0], "text": "ball", "class_id": 0}]
+    data = dataset(caption=1, flip=0.0, substitution=1.0, rows=[ROW | {"boxes": boxes}] * 64, stride=4)
+    words = torch.stack([data[k]["patch_words"] for k in range(64)])
+    assert words.shape == (64, 4, 4)
+    assert set(words[:, :2, :2].flatten().tolist()) == {-1, IDS["ball"]}
+    assert set(words[:, 2:].flatten().tolist()) == {-1, IDS["grass"]}
+    batch = data.collater([data[0], data[1]])
+    assert torch.equal(batch["net_input_words"], words[:2])
 
 
 def test_ground_sample_is_the_box_sample_turned_around():

@@ -1,0 +1,42 @@
+"""A checkpoint of fairseq-train as safetensors + JSON: `tools/export_model.py CHECKPOINT OUT.safetensors [--half] [--command TEXT]`.
+
+Class embeddings are made anew from the class names, since pretraining changes the words after they were first made.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+if __package__ in (None, ""):  # run as a file: make the packages beside this folder importable
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ofaseg.checkpoints import export_safetensors, load_model, load_state  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+
+def export(checkpoint: str, out: str, half: bool, command: str) -> dict:
+    """Writes `out` and its JSON; returns the JSON's content. Raises CheckpointError for a file that cannot be used."""
+    configuration = load_state(checkpoint)["cfg"]
+    model, task = load_model(checkpoint)
+    model.init_class_embeddings()
+    notes = {"training": {"seed": configuration["common"]["seed"], "command": command}}
+    return export_safetensors(model, configuration, out, vocabulary=task.vocabulary, dtype=torch.float16 if half else None, notes=notes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="export_model", description="Export a checkpoint as safetensors and JSON.")
+    parser.add_argument("checkpoint")
+    parser.add_argument("out", help="file to write, ending in .safetensors")
+    parser.add_argument("--half", action="store_true", help="store weights in half precision")
+    parser.add_argument("--command", default="", help="how the checkpoint was made, for the JSON")
+    arguments = parser.parse_args()
+    about = export(arguments.checkpoint, arguments.out, arguments.half, arguments.command)
+    print(f"{arguments.out}: sha256 {about['weights_sha256']}")
+
+
+if __name__ == "__main__":
+    main()
