@@ -8,7 +8,7 @@ DATA="${DATA:-$OUT/shards}"
 [ -e "$DATA/vocabulary.json" ] || run "$BIN/python" "$ROOT/data_prep/prepare.py" shapes --out "$DATA" --format parquet --splits val,test
 train "$DATA" \
   --task seq2seq_segmentation --arch segofa_nano --criterion seg_token_cross_entropy \
-  --bpe-dir "$ROOT/ofaseg/assets/shapes" --pretrained "$CHECKPOINT" --artificial-noise 1.0 --low-resolution-loss \
+  --bpe-dir "$ROOT/ofaseg/assets/shapes" --pretrained "$CHECKPOINT" --low-resolution-loss \
   --optimizer torch_adamw --weight-decay 0.01 --clip-norm 1.0 \
   --lr 1e-3 --lr-scheduler cosine_warmup_ratio \
   --batch-size 16 --epoch-size 800 --max-epoch 4 --valid-subset val --batch-size-valid 16 \
