@@ -11,6 +11,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
+from ofaseg.structures import unwrap
+
 INPUTS = ("net_input", "region_input", "text_input")
 """Parts of a batch, in the order of its targets: whole images, cut-out regions, no image."""
 TOP_PATCHES = 3
@@ -101,13 +103,9 @@ class VisionLanguagePretraining(FairseqCriterion):
         return True
 
 
-def _unwrap(model) -> nn.Module:
-    return model.module if isinstance(getattr(model, "module", None), nn.Module) else model
-
-
 def word_table(model) -> Tensor:
     """(V, D) word embeddings of the model."""
-    return _unwrap(model).encoder.embed_tokens.weight
+    return unwrap(model).encoder.embed_tokens.weight
 
 
 @contextmanager
@@ -118,7 +116,7 @@ def patch_access(model, words: Optional[Tensor], captured: Optional[list]):
         words: (B, h, w) dictionary ids, -1 keeps the patch; None keeps all.
         captured: receives the projected patches as they were; None when they are not wanted.
     """
-    embed = _unwrap(model).encoder.embed_tokens
+    embed = unwrap(model).encoder.embed_tokens
 
     def replace(module, inputs, patches):
         if captured is not None:
@@ -128,7 +126,7 @@ def patch_access(model, words: Optional[Tensor], captured: Optional[list]):
         ids = words.flatten(1)
         return torch.where(ids.unsqueeze(-1) >= 0, embed(ids.clamp(min=0)).to(patches.dtype), patches)
 
-    handle = _unwrap(model).encoder.image_proj.register_forward_hook(replace)
+    handle = unwrap(model).encoder.image_proj.register_forward_hook(replace)
     try:
         yield
     finally:

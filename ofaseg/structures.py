@@ -16,7 +16,7 @@ A **batch** (what every dataset's ``collater`` returns) is a dict:
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class DenseOutput(NamedTuple):
@@ -44,3 +44,10 @@ class SegmentationOutput:
     label_map: Tensor
     class_scores: Optional[Tensor] = None
     segments: list = field(default_factory=list)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside fairseq's and DDP's wrappers: a forward without gradient must not pass through DDP, which counts forwards."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model

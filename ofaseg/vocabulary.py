@@ -35,12 +35,12 @@ def parse_class_names(text: str) -> tuple[str, ...]:
         VocabularyError: the file is missing or not UTF-8, the list is empty, or a name is empty or repeated.
     """
     path = Path(text)
-    is_file = "," not in text and "\n" not in text and (text.endswith(".txt") or path.is_file())
+    is_file = "," not in text and "\n" not in text and (text.endswith(".txt") or "/" in text or path.is_file())
     if is_file:
         if not path.is_file():
             raise VocabularyError(f"class list file not found: {text}")
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise VocabularyError(f"{text}: not a UTF-8 text file ({error.reason}); write one class name per line") from error
         names = [line.strip() for line in lines if line.strip()]

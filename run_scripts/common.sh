@@ -18,8 +18,16 @@ for argument in "$@"; do
 done
 
 if [ -z "${NGPU:-}" ]; then
-  NGPU="$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)"
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    NGPU="$(tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c . || true)"
+  else
+    NGPU="$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)"
+  fi
 fi
+
+has_split() {  # has_split DATA SPLIT: whether shards of that split are there (prepare writes the last split last)
+  compgen -G "$1/$2-*" > /dev/null && [ -e "$1/vocabulary.json" ]
+}
 
 if [ "$NGPU" = 0 ]; then
   # glibc hands every large tensor back to the kernel and faults it in again; keeping the heap saves a third of a CPU step

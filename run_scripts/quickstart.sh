@@ -9,7 +9,7 @@ SECONDS=0
 step() { printf '\n[%3ds] %s\n' "$SECONDS" "$*"; }
 
 step "1/5  Drawing the world: scenes with label maps, held out for validation and test (training needs no image)"
-[ -e "$OUT/shards/vocabulary.json" ] || "$BIN/python" "$ROOT/data_prep/prepare.py" shapes --out "$OUT/shards" --format parquet --splits val,test
+compgen -G "$OUT/shards/test-*" > /dev/null || "$BIN/python" "$ROOT/data_prep/prepare.py" shapes --out "$OUT/shards" --format parquet --splits val,test
 
 step "2/5  Before adaptation: the pretrained model (captions and boxes only), class embeddings made from the class names"
 "$BIN/ofaseg" evaluate "$ROOT/ofaseg/assets/shapes/segofa_nano.safetensors" "$OUT/shards" --split test --batch-size 16 \

@@ -24,6 +24,8 @@ def pytest_generate_tests(metafunc):
     if "golden_file" in metafunc.fixturenames:
         folder = Path(metafunc.config.getoption("--golden-dir"))
         files = sorted(folder.glob(f"{metafunc.module.GOLDEN_KIND}_*.npz"))
+        if not files:
+            raise pytest.UsageError(f"--golden-dir {folder}: no {metafunc.module.GOLDEN_KIND}_*.npz file there")
         metafunc.parametrize("golden_file", files, ids=[file.stem for file in files], scope="module")
 
 

@@ -18,7 +18,7 @@ from ofaseg.data import transforms
 from ofaseg.data.segmentation_dataset import SegmentationDataset
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.evaluation import postprocess, semantic
-from ofaseg.structures import DenseOutput, SegmentationOutput
+from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError, resolve_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -269,11 +269,6 @@ class SegmentationTask(FairseqTask):
     @property
     def target_dictionary(self):
         return None
-
-
-def unwrap(model):
-    """The module itself: a forward without gradient must not pass through DDP, which counts forwards."""
-    return model.module if isinstance(getattr(model, "module", None), torch.nn.Module) else model
 
 
 def _score(score: str, key: str, num_classes: int, meters) -> float:

@@ -85,6 +85,12 @@ def infer_architecture(weights: dict[str, Tensor], where: str) -> str:
     return WIDTHS[words.shape[1]]
 
 
+def is_official_configuration(cfg: dict) -> bool:
+    """Whether a checkpoint's configuration is the published code's, whose architecture names are ours too."""
+    model, task = cfg.get("model") or {}, cfg.get("task") or {}
+    return "tie_seg_projection" in model or "category_list" in task or "category_list" in model
+
+
 def translate_configuration(cfg: dict) -> tuple[dict, dict, list[str]]:
     """(model options, task options, class names) of our classes from a published OFA or IFSeg configuration.
 

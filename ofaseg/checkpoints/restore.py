@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Optional
 
-from ofaseg.checkpoints.ifseg import infer_architecture, load_weights, translate_configuration
+from ofaseg.checkpoints.ifseg import infer_architecture, is_official_configuration, load_weights, translate_configuration
 from ofaseg.checkpoints.safe import load_state
 from ofaseg.models.ofa.state import CLASS_KEYS, CheckpointError
 from ofaseg.vocabulary import ClassVocabulary
@@ -66,7 +66,7 @@ def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabul
     model, task = dict(cfg.get("model") or {}), dict(cfg.get("task") or {})
     vocabulary = cfg.get("vocabulary") or state["task_state"].get("vocabulary")
     recorded = ClassVocabulary.from_json(vocabulary, str(path)) if vocabulary else None
-    if _known_model(model.get("_name")):
+    if _known_model(model.get("_name")) and not is_official_configuration(cfg):
         return model, task, recorded
     from ofaseg.models.ifseg import ARCHITECTURES
 
@@ -135,6 +135,7 @@ def _build_task(name: str, options: dict, class_names: Optional[str], recorded: 
     task_class = TASK_REGISTRY[name]
     if options.get("data") in (None, "???"):
         options["data"] = ""
+    options["pretrained"] = ""  # the weights come from this checkpoint, wherever the run once started
     trained_names = options.pop("class_names", "")
     options["class_names"] = class_names or ""
     config = merge_with_parent(TASK_DATACLASS_REGISTRY[name](), _with_parent({"task": {**options, "_name": name}}).task)

@@ -27,7 +27,13 @@ def shard_name(split: str, number: int, count: int, format: str) -> str:
 
 
 def read_description(root) -> Optional[dict]:
-    """The content of `vocabulary.json` in `root`, None when there is none. Raises VocabularyError when it is malformed."""
+    """The content of `vocabulary.json` in `root`, None when there is none or `root` is empty.
+
+    Raises:
+        VocabularyError: the file is malformed.
+    """
+    if not str(root):
+        return None
     path = Path(root) / "vocabulary.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 require CAMVID "the CamVid folder (images/{train,val,test}, labels/{train,val,test}, classes.txt)"
 require BPE_DIR "the folder of encoder.json, vocab.bpe and dict.txt"
 DATA="${DATA:-$OUT/shards}"
-[ -e "$DATA/vocabulary.json" ] || run "$BIN/python" "$ROOT/data_prep/prepare.py" camvid --root "$CAMVID" --out "$DATA" --format parquet
+has_split "$DATA" test || run "$BIN/python" "$ROOT/data_prep/prepare.py" camvid --root "$CAMVID" --out "$DATA" --format parquet
 train "$DATA" \
   --task seq2seq_segmentation --supervised --arch segofa_nano --criterion seg_token_cross_entropy \
   --bpe-dir "$BPE_DIR" --code-dict-size 8192 --num-bins 1000 --patch-image-size 192 --orig-patch-image-size 192 --full-context-alignment \

@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 CHECKPOINT="${CHECKPOINT:-$ROOT/ofaseg/assets/shapes/segofa_nano.safetensors}"
 require CHECKPOINT "the pretrained model of the drawn world (run_scripts/pretrain/shapes.sh makes one)"
 DATA="${DATA:-$OUT/shards}"
-[ -e "$DATA/vocabulary.json" ] || run "$BIN/python" "$ROOT/data_prep/prepare.py" shapes --out "$DATA" --format parquet --splits val,test
+has_split "$DATA" test || run "$BIN/python" "$ROOT/data_prep/prepare.py" shapes --out "$DATA" --format parquet --splits val,test
 train "$DATA" \
   --task seq2seq_segmentation --arch segofa_nano --criterion seg_token_cross_entropy \
   --bpe-dir "$ROOT/ofaseg/assets/shapes" --pretrained "$CHECKPOINT" --low-resolution-loss \

@@ -12,7 +12,7 @@ if [ -n "${START:-}" ]; then
   require START "a checkpoint of the first stage"
   STAGE=(--max-update 2600 --lr 7e-4 --warmup-ratio 0.05 --finetune-from-model "$START")
 fi
-[ -e "$DATA/vocabulary.json" ] || run "$BIN/python" "$ROOT/data_prep/prepare.py" shapes --out "$DATA" --format parquet --seed 1
+has_split "$DATA" test || run "$BIN/python" "$ROOT/data_prep/prepare.py" shapes --out "$DATA" --format parquet --seed 1
 train "$DATA" \
   --task vision_language_pretraining --arch segofa_nano --criterion vision_language_pretraining \
   --bpe-dir "$ROOT/ofaseg/assets/shapes" --num-bins 12 --code-dict-size 0 --patch-image-size 96 --init-std 0.08 \

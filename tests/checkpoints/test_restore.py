@@ -142,3 +142,12 @@ def test_json_describes_the_model(folder):
     about = json.loads((folder / "m.json").read_text())
     assert about["format"] == "ofaseg-model" and about["vocabulary"]["names"] == list(NAMES)
     assert about["model"]["encoder_embed_dim"] == 128 and "data" not in about["task"]
+
+
+def test_published_configuration_is_known_by_content():
+    """The published code's `_name` is an architecture that exists here too; its booleans are strings."""
+    from ofaseg.checkpoints.ifseg import is_official_configuration
+
+    official = {"model": {"_name": "segofa_base", "tie_seg_projection": "true", "full_context_alignment": "false"}}
+    assert is_official_configuration(official)
+    assert not is_official_configuration({"model": {"_name": "segofa_base", "full_context_alignment": False}, "task": {}})

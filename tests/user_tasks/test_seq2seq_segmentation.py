@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,7 @@ from omegaconf import OmegaConf
 
 from criterions.seg_token_cross_entropy import SegTokenCrossEntropy
 from ofaseg.evaluation import semantic
-from ofaseg.structures import DenseOutput
+from ofaseg.structures import DenseOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError
 from tests.toy import CLASS_COLOURS, NAMES, PROMPT_WORDS, write_toy_shards, write_words
 from user_tasks.seq2seq_segmentation import Seq2SeqSegmentationConfig, Seq2SeqSegmentationTask
@@ -134,8 +132,13 @@ def test_a_photo_of_any_shape_becomes_a_batch_of_one(tmp_path):
     assert wide["net_input"]["patch_images"].shape == (1, 3, 13, 128), "the long side is at most four times the short one"
 
 
-def test_unwrap_reaches_through_a_wrapper():
-    from user_tasks.segmentation_task import unwrap
+class Wrapper(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
 
+
+def test_unwrap_reaches_through_every_wrapper():
+    """fairseq wraps DDP in a proxy of its own."""
     model = ColourModel()
-    assert unwrap(SimpleNamespace(module=model)) is model and unwrap(model) is model
+    assert unwrap(Wrapper(Wrapper(model))) is model and unwrap(model) is model
