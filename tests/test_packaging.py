@@ -1,5 +1,6 @@
 """What an installed wheel holds, and that it works without the checkout."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,14 @@ def wheel(tmp_path_factory):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", out, source]
     subprocess.run(command, check=True, capture_output=True)
     return next(out.glob("*.whl"))
+
+
+def test_readme_is_finished():
+    """No placeholder is left, and every relative link leads somewhere."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "@@" not in text
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links and all((ROOT / link).exists() for link in links), links
 
 
 def test_wheel_holds_code_and_data(wheel):
