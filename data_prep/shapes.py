@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.shapes_drawing import BACKGROUNDS, COLOURS, OBJECTS, SIDE, draw_background, draw_object, light
-from ofaseg.vocabulary import ClassVocabulary
+from ofaseg.vocabulary import ClassVocabulary, default_palette
 
 DEFAULT_COUNTS = {"train": 6000, "val": 400, "test": 400}
 SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2}
@@ -24,6 +24,15 @@ SMALL_RADIUS, BIG_RADIUS = 14.0, 18.5
 MIN_VISIBLE_PIXELS = 40
 MIN_VISIBLE_SHARE = 0.5
 CLASS_NAMES = tuple(BACKGROUNDS) + tuple(OBJECTS)
+BACKGROUND_COLOURS = {
+    "sky": (120, 190, 255),
+    "grass": (60, 140, 50),
+    "sand": (225, 200, 130),
+    "water": (30, 80, 190),
+    "wall": (165, 95, 75),
+}
+PALETTE = tuple(BACKGROUND_COLOURS[name] for name in BACKGROUNDS) + default_palette(len(CLASS_NAMES))[len(BACKGROUNDS) :]
+"""Backgrounds in the colours people expect, objects in colours that stand apart."""
 
 
 class Thing(NamedTuple):
@@ -55,6 +64,7 @@ def vocabulary() -> ClassVocabulary:
     """The class vocabulary: five backgrounds, then twelve object kinds."""
     return ClassVocabulary(
         names=CLASS_NAMES,
+        palette=PALETTE,
         thing=(False,) * len(BACKGROUNDS) + (True,) * len(OBJECTS),
         source="shapes: drawn scenes of ofaseg",
     )

@@ -53,6 +53,9 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
     same_classes = recorded.names == task.vocabulary.names if recorded is not None else not names_made_rows
     model = task.build_model(_with_parent({"model": {**model_config, "_name": model_name}}).model)
     weights = state["model"]
+    if state["ema"] and not is_official_configuration(state["cfg"] or {}):
+        logger.info("%s: using the averaged weights, as validation did", path)
+        weights = state["ema"]
     if not same_classes:
         logger.info("%s: class embeddings are made from the %d class names", path, len(task.vocabulary))
         weights = {key: value for key, value in weights.items() if key not in CLASS_KEYS}

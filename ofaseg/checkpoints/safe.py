@@ -8,6 +8,7 @@ and they need not be installed; anything else in a file is an error.
 import argparse
 import collections
 import enum
+import hashlib
 import json
 import pickle
 import re
@@ -44,8 +45,9 @@ class _Record:
 def load_state(path) -> dict:
     """Reads a checkpoint file onto the CPU.
 
-    Returns: a dict with ``model`` (state dict: name -> tensor), ``cfg`` (plain dict of the run's configuration, or None) and
-        ``task_state`` (dict). For a safetensors file the configuration is the JSON file of the same stem beside it.
+    Returns: a dict with ``model`` (state dict: name -> tensor), ``ema`` (averaged weights of a run with --store-ema, else
+        empty), ``cfg`` (plain dict of the run's configuration, or None) and ``task_state`` (dict). For a safetensors file
+        the configuration is the JSON file of the same stem beside it.
 
     Raises:
         CheckpointError: the file is missing, damaged, holds classes that have no place in a checkpoint, or no weights.
@@ -68,7 +70,10 @@ def load_state(path) -> dict:
         args = plain(content["args"])
         cfg = {"model": args, "task": args}
     weights = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
-    return {"model": weights, "cfg": plain(cfg), "task_state": plain(content.get("task_state")) or {}}
+    extra = content.get("extra_state") if weights is not content else None
+    averaged = extra.get("ema") if isinstance(extra, dict) else None
+    averaged = {key: value for key, value in (averaged or {}).items() if isinstance(value, torch.Tensor)}
+    return {"model": weights, "ema": averaged, "cfg": plain(cfg), "task_state": plain(content.get("task_state")) or {}}
 
 
 def _load_safetensors(path: Path) -> dict:
@@ -86,7 +91,17 @@ def _load_safetensors(path: Path) -> dict:
             cfg = json.loads(about.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{about}: not valid JSON ({error})") from error
-    return {"model": weights, "cfg": cfg, "task_state": {}}
+        _check_description(cfg, about, path)
+    return {"model": weights, "ema": {}, "cfg": cfg, "task_state": {}}
+
+
+def _check_description(cfg, about: Path, path: Path) -> None:
+    """Raises CheckpointError when the JSON file is no description, or that of other weights."""
+    if not isinstance(cfg, dict):
+        raise CheckpointError(f"{about}: needs a JSON object that describes {path.name}; export the model again")
+    expected = cfg.get("weights_sha256")
+    if expected and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        raise CheckpointError(f"{path}: does not belong to {about.name} (its sha256 differs): a partial copy or export; copy both again")
 
 
 def _load_torch(path: Path):

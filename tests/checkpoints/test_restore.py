@@ -58,6 +58,17 @@ def test_training_checkpoint(folder):
     assert predict(loaded, task).shape == (1, 3, 12, 12)
 
 
+def test_averaged_weights_and_a_moved_start_file(folder):
+    """A run with --store-ema is judged by its averaged weights; the file it once started from need not exist any more."""
+    cfg = configuration(folder)
+    cfg["task"]["pretrained"] = str(folder / "no longer there.pt")
+    model = trained_model(cfg, ROWS)
+    averaged = {key: value + 1 for key, value in model.state_dict().items()}
+    torch.save({"model": model.state_dict(), "cfg": cfg, "extra_state": {"ema": averaged}}, folder / "checkpoint.pt")
+    loaded, _ = load_model(folder / "checkpoint.pt")
+    assert torch.equal(loaded.encoder.layer_norm.weight, model.encoder.layer_norm.weight + 1)
+
+
 def test_other_class_names(folder):
     cfg = configuration(folder)
     torch.save({"model": trained_model(cfg, ROWS).state_dict(), "cfg": cfg}, folder / "checkpoint.pt")
@@ -151,3 +162,17 @@ def test_published_configuration_is_known_by_content():
     official = {"model": {"_name": "segofa_base", "tie_seg_projection": "true", "full_context_alignment": "false"}}
     assert is_official_configuration(official)
     assert not is_official_configuration({"model": {"_name": "segofa_base", "full_context_alignment": False}, "task": {}})
+
+
+def test_weights_of_another_description_are_refused(tmp_path):
+    """A partial copy: the JSON file of one export beside the weights of another."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({"x": torch.zeros(2)}, path)
+    path.with_suffix(".json").write_text(json.dumps({"weights_sha256": "0" * 64}))
+    with pytest.raises(CheckpointError, match="does not belong to model.json"):
+        load_state(path)
+    path.with_suffix(".json").write_text("[]")
+    with pytest.raises(CheckpointError, match="needs a JSON object"):
+        load_state(path)
