@@ -48,7 +48,7 @@ def test_sentencepiece_model_of_another_language(tmp_path):
 
 
 def test_gpt2_ids_of_the_published_prompt(real_data):
-    """Expected ids: digest 1.3, from the official dictionary."""
+    """Expected ids are those of the official dictionary."""
     folder = str(real_data / "bpe")
     tokenizer = tokenizers.build_tokenizer(folder, "gpt2")
     dictionary = tokenizers.build_dictionary(folder, tokenizer, 8192, 1000, 15)
@@ -62,7 +62,7 @@ def test_gpt2_ids_of_the_published_prompt(real_data):
 
 @pytest.mark.parametrize("name, tokens, longer", [("coco_unseen15", 36, 5), ("ade150", 215, 38), ("coco_stuff171", 239, 48)])
 def test_published_class_lists_have_the_published_token_counts(real_data, name, tokens, longer):
-    """Source length and number of names with several pieces: digest 1.3."""
+    """Source length and number of names with several pieces, as in the published runs."""
     from ofaseg.prompts import SEGMENTATION_PROMPT, source_token_ids
     from ofaseg.vocabulary import parse_class_names
     from tests.conftest import ROOT

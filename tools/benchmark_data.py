@@ -1,7 +1,7 @@
 """Rows per second from shards to tensors, ours against the published way; run as `python -m tools.benchmark_data '{"rows": 60}'`.
 
 The published way is a base64 TSV of PNG pictures whose target comes from a code table indexed with a Python list of one id
-per pixel (digest sections 1.4, 3.1 and 3.3). Ours reads the same TSV, and TSV and Parquet shards of JPEG pictures. Nobody
+per pixel. Ours reads the same TSV, and TSV and Parquet shards of JPEG pictures. Nobody
 augments: every path scales the short side to 512, crops 512 x 512 and hands over tensors. One process, one thread of work.
 """
 

@@ -1,6 +1,6 @@
 """IFSeg computed the plain way, step by step as the published code does it: what `tools/benchmark.py` compares with.
 
-Written from the description of the published implementation (digest sections 1.4-2.4, 4 and 11), for measuring only:
+Written from the description of the published implementation, for measuring only:
 bucket and bias tables are gathered in every layer, the resized ones resized twice even where that changes nothing, biases
 are repeated for every sample, attention is matrix products around a float32 softmax, and scores are upsampled to all
 pixels, permuted, flattened and masked before the loss. Waste that is beside the point of a comparison (copies of the

@@ -132,7 +132,7 @@ class SegmentationTask(FairseqTask):
         self.datasets[split] = self.photo_dataset(split, training=split == "train")
 
     def training_transform(self, sample: dict, rng: np.random.Generator) -> dict:
-        """Random scale 0.5..2, crop, flip, colour jitter (IFSeg digest 3.3)."""
+        """Random scale 0.5..2, crop, flip, colour jitter (as the published code augments)."""
         size = self.cfg.patch_image_size
         return transforms.random_scale_crop_flip(sample, rng, size=size, long=LONG_SIDE * size)
 

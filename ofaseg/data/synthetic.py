@@ -1,4 +1,4 @@
-"""Random class layouts: the artificial images of image-free training (IFSeg section 3.2, digest 1.4)."""
+"""Random class layouts: the artificial images of image-free training (IFSeg section 3.2)."""
 
 import numpy as np
 

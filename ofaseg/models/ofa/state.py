@@ -1,6 +1,6 @@
 """The official key layout: what has to happen to a state dict of OFA or IFSeg before this model can load it strictly.
 
-Reference: IFSeg digest section 2.6, with its two repairs: the class rows of another class list are replaced instead of
+Follows the published loading rules, with two repairs: the class rows of another class list are replaced instead of
 deleted, and the vocabulary is never filled from a live parameter.
 """
 
@@ -74,7 +74,7 @@ def upgrade_official_state(
 
 
 def _upgrade_tokens(state: dict, own: dict, report: StateUpgrade) -> None:
-    """One word embedding under both keys, with the extra row that the class symbols bring (digest Q1)."""
+    """One word embedding under both keys, with the extra row that the class symbols bring."""
     tokens = next((state[key] for key in TOKEN_KEYS if key in state), None)
     if tokens is None:
         raise CheckpointError(f"{FOREIGN}: it has no entry {TOKEN_KEYS[0]!r}")
