@@ -12,7 +12,9 @@ import urllib.request
 from pathlib import Path
 from typing import Iterator
 
+import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from ofaseg.commands import common
@@ -52,7 +54,11 @@ def run(args) -> int:
     for source, name in tqdm(zip(sources, output_names(sources)), total=len(sources), unit="image", disable=None):
         try:
             areas = predict_one(source, Path(args.out) / name, model, task, post)
-        except (ValueError, OSError) as error:
+        except torch.OutOfMemoryError:
+            failures += 1
+            logger.error("%s: too large for the memory of %s; try --override patch_image_size=256, or --device cpu", source, device)
+            continue
+        except (ValueError, OSError, cv2.error) as error:
             failures += 1
             logger.error("%s: %s", source, error)
             continue

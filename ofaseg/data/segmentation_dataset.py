@@ -86,6 +86,7 @@ class SegmentationDataset(PlainBatches):
     ):
         self.reader, self.vocabulary, self.transform = reader, vocabulary, transform
         self.training, self.seed, self.strict, self.batch_size_key = training, seed, strict, batch_size_key
+        self._size_keys: dict[int, tuple[int, int]] = {}  # a split's headers are read once, not at every validation
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -104,10 +105,12 @@ class SegmentationDataset(PlainBatches):
         return [np.asarray(group) for group in groups.values()]
 
     def _size_key(self, index: int) -> tuple[int, int]:
-        try:
-            return self.batch_size_key(*self.reader.image_size(index))
-        except (ShardError, codec.CodecError):
-            return (0, 0)  # decoding reports it
+        if index not in self._size_keys:
+            try:
+                self._size_keys[index] = self.batch_size_key(*self.reader.image_size(index))
+            except (ShardError, codec.CodecError):
+                self._size_keys[index] = (0, 0)  # decoding reports it
+        return self._size_keys[index]
 
     def __getitem__(self, index: int):
         try:

@@ -95,3 +95,31 @@ def test_names_of_results():
         "b c",
         "image",
     ]
+
+
+def test_a_photo_too_large_for_memory_costs_only_itself(tmp_path, monkeypatch, caplog):
+    """The photos after one that runs out of memory are still segmented."""
+    import argparse
+    from types import SimpleNamespace
+
+    import torch
+
+    import ofaseg.checkpoints
+    from ofaseg.commands import predict
+
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+
+    def one(source, out, model, task, post):
+        if str(source).endswith("a.png"):
+            raise torch.OutOfMemoryError("no room")
+        return [{"name": "cat", "percent": 100.0}]
+
+    task = SimpleNamespace(post_process=lambda **changes: None)
+    monkeypatch.setattr(ofaseg.checkpoints, "load_model", lambda *args, **kwargs: (torch.nn.Identity(), task))
+    monkeypatch.setattr(predict, "predict_one", one)
+    arguments = [str(tmp_path), "--checkpoint", "x.pt", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    parser = argparse.ArgumentParser()
+    predict.add_arguments(parser)
+    assert predict.run(parser.parse_args(arguments)) == 0
+    assert "too large for the memory of cpu" in caplog.text

@@ -41,6 +41,8 @@ def test_photos_of_one_size_share_a_batch_in_evaluation(tmp_path):
 
     data = dataset(tmp_path, vocabulary=vocabulary, transform=evaluation_transform, batch_size_key=size_key)
     batches = data.batch_by_size(data.ordered_indices(), max_sentences=3)
+    data.reader.image_size = None  # the next validation must not read the headers again
+    assert data.batch_by_size(data.ordered_indices(), max_sentences=3) == batches
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     for batch in batches:
         collated = data.collater([data[i] for i in batch])
