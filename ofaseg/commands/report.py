@@ -1,6 +1,7 @@
 """Builds one self-contained HTML page from a folder of evaluations (scores.json) and training logs (JSON lines)."""
 
 import argparse
+from glob import glob
 from pathlib import Path
 from typing import Optional
 
@@ -17,7 +18,12 @@ from ofaseg.vocabulary import ClassVocabulary
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", help="folder searched for scores.json files (from `evaluate --out`) and *.log / *.jsonl training logs")
     parser.add_argument(
-        "--result", action="append", default=[], metavar="NAME=FOLDER", help="evaluation to show, main one first (default: all)"
+        "--result",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="evaluation to show, main one first (default: all); FOLDER may be a pattern such as 'run*/test': the seeds of one "
+        "result, shown as mean ± standard deviation",
     )
     parser.add_argument("--log", action="append", default=[], metavar="NAME=FILE", help="training log to draw (default: all)")
     parser.add_argument("--title", default="Segmentation report", help="heading of the page")
@@ -32,14 +38,14 @@ def run(args) -> int:
     root = Path(args.run_dir)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
-    folders = [_named(text, "--result") for text in args.result] or [("", path.parent) for path in sorted(root.rglob("scores.json"))]
+    folders = [_named(text, "--result") for text in args.result] or [("", [path.parent]) for path in sorted(root.rglob("scores.json"))]
     logs = [read_training_log(path, name) for name, path in _log_files(args, root)]
     logs = [log for log in logs if log]
     if not folders and not logs:
         raise ValueError(f"{root}: holds neither scores.json nor a training log; run `ofaseg evaluate ... --out {root}/evaluation` first")
-    results = [_read_result(name, folder) for name, folder in folders]
+    results = [_read_result(name, runs) for name, runs in folders]
     vocabulary = _vocabulary(results, folders)
-    examples = read_examples([(result.name, folder) for result, (_, folder) in zip(results, folders)], args.examples)
+    examples = read_examples([(result.name, runs[0]) for result, (_, runs) in zip(results, folders)], args.examples)
     out = Path(args.out) if args.out else root / "report.html"
     page = html_report(args.title, results, vocabulary, examples, logs, _text(args.notes), _text(args.details))
     report.write_text(out, page)
@@ -50,31 +56,37 @@ def run(args) -> int:
     return 0
 
 
-def _named(text: str, option: str) -> tuple[str, Path]:
-    name, equals, path = text.rpartition("=")
-    if not Path(path).exists():
-        raise ValueError(f"{option} {text!r}: {path} does not exist; write NAME=PATH")
-    return (name if equals else ""), Path(path)
+def _named(text: str, option: str) -> tuple[str, list[Path]]:
+    """Name and paths of NAME=PATH, where PATH may be a pattern."""
+    name, equals, pattern = text.rpartition("=")
+    paths = [Path(pattern)] if Path(pattern).exists() else sorted(Path(path) for path in glob(pattern))
+    if not paths:
+        raise ValueError(f"{option} {text!r}: {pattern} does not exist; write NAME=PATH")
+    return (name if equals else ""), paths
 
 
 def _log_files(args, root: Path) -> list[tuple[str, Path]]:
     if args.log:
-        return [_named(text, "--log") for text in args.log]
+        named = [_named(text, "--log") for text in args.log]
+        return [(f"{name} {k}" if len(paths) > 1 else name, path) for name, paths in named for k, path in enumerate(paths, 1)]
     paths = sorted([*root.rglob("*.log"), *root.rglob("*.jsonl")])
     stems = [path.stem for path in paths]
     return [(path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}", path) for path in paths]
 
 
-def _read_result(name: str, folder: Path) -> Result:
-    path = folder / "scores.json" if folder.is_dir() else folder
-    scores = report.read_scores(path)
-    return Result(name or scores.get("name") or folder.name, scores)
+def _read_result(name: str, folders: list[Path]) -> Result:
+    """One result; several folders are runs of it with different seeds."""
+    runs = [report.read_scores(folder / "scores.json" if folder.is_dir() else folder) for folder in folders]
+    try:
+        return Result(name or runs[0].get("name") or folders[0].name, report.mean_over_runs(runs))
+    except ValueError as error:
+        raise ValueError(f"{', '.join(map(str, folders))}: {error}") from error
 
 
 def _vocabulary(results: list[Result], folders) -> ClassVocabulary:
     if not results:
         return ClassVocabulary(names=("-",))
-    return ClassVocabulary.from_json(results[0].scores.get("vocabulary"), f"{folders[0][1]}/scores.json")
+    return ClassVocabulary.from_json(results[0].scores.get("vocabulary"), f"{folders[0][1][0]}/scores.json")
 
 
 def read_examples(results: list[tuple[str, Path]], most: int) -> list[Example]:

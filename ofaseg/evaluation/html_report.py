@@ -10,7 +10,7 @@ import numpy as np
 
 from ofaseg.evaluation.charts import CHART_CSS, DARK, LIGHT, bar_chart, line_chart
 from ofaseg.evaluation.pictures import class_areas, encode, enlarge, overlay, shrink
-from ofaseg.evaluation.report import columns_with_values, percent, with_constant
+from ofaseg.evaluation.report import columns_with_values, percent, row_title, score_cell, with_constant
 from ofaseg.evaluation.training_log import TrainingLog
 from ofaseg.vocabulary import ClassVocabulary
 
@@ -141,8 +141,8 @@ def _result_table(results: Sequence[Result]) -> str:
     head = "<tr><th scope=col>%</th>" + "".join(f"<th scope=col>{title}</th>" for _, title in columns) + "<th scope=col>images</th></tr>"
     body = ""
     for i, (name, scores) in enumerate(rows):
-        cells = "".join(f"<td>{percent(scores.get(key))}</td>" for key, _ in columns) + f"<td>{escape(str(scores.get('images', '–')))}</td>"
-        body += f"<tr{' class=first' if i == 0 else ''}><td>{escape(name)}</td>{cells}</tr>"
+        cells = "".join(f"<td>{score_cell(scores, key)}</td>" for key, _ in columns) + f"<td>{escape(str(scores.get('images', '–')))}</td>"
+        body += f"<tr{' class=first' if i == 0 else ''}><td>{escape(row_title(name, scores))}</td>{cells}</tr>"
     return f'<h2>Results</h2><div class="card scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -26,6 +27,34 @@ def percent(value: Optional[float]) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
+def score_cell(scores: dict, key: str) -> str:
+    """One score in percent, with the standard deviation over seeds where `mean_over_runs` found one: '47.4 ± 0.8'."""
+    spread = (scores.get("spread") or {}).get(key)
+    return percent(scores.get(key)) + ("" if spread is None else f" ± {percent(spread)}")
+
+
+def mean_over_runs(runs: Sequence[dict]) -> dict:
+    """Scores of several runs over the same classes as one: means, with ``runs`` and the sample deviations in ``spread``.
+
+    One run is handed back as it is. Whatever is not a score (vocabulary, constant prediction, images) is the first run's.
+
+    Raises:
+        ValueError: the runs were scored over different class lists or different numbers of images.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    for key in ("class_names", "images"):
+        if any(run.get(key) != runs[0].get(key) for run in runs):
+            raise ValueError(f"runs of one name must share {key}, got {[run.get(key) for run in runs]}; give them different names")
+    keys = [key for key, _ in COLUMNS if all(run.get(key) is not None for run in runs)]
+    means = {key: statistics.fmean(run[key] for run in runs) for key in keys}
+    for key in ("IoU_per_class", "acc_per_class"):
+        columns = zip(*(run[key] for run in runs), strict=True)
+        means[key] = [None if None in values else statistics.fmean(values) for values in columns]
+    spread = {key: statistics.stdev(run[key] for run in runs) for key in keys}
+    return runs[0] | means | {"runs": len(runs), "spread": spread}
+
+
 def columns_with_values(results: Sequence[dict]) -> list[tuple[str, str]]:
     """The entries of COLUMNS that at least one of the score dicts has."""
     return [(key, title) for key, title in COLUMNS if any(scores.get(key) is not None for scores in results)]
@@ -42,9 +71,14 @@ def markdown_table(results: Sequence[tuple[str, dict]], header: bool = True) -> 
         lines.append("| | " + " | ".join(title for _, title in columns) + " | images |")
         lines.append("|---|" + "---:|" * (len(columns) + 1))
     for name, scores in results:
-        cells = [percent(scores.get(key)) for key, _ in columns] + [str(scores.get("images", "–"))]
-        lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
+        cells = [score_cell(scores, key) for key, _ in columns] + [str(scores.get("images", "–"))]
+        lines.append(f"| {_cell(row_title(name, scores))} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def row_title(name: str, scores: dict) -> str:
+    """The name of a row, with the number of runs behind it where there are several."""
+    return f"{name} ({scores['runs']} runs)" if scores.get("runs") else name
 
 
 def class_table(scores: dict) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from ofaseg.cli import build_parser, main
+from ofaseg.evaluation.report import read_scores
 
 LOG = '{"epoch": 1, "update": 0.5, "loss": "2.5", "num_updates": "5"}\n{"epoch": 1, "valid_mIoU": "0.25", "valid_num_updates": "10"}\n'
 
@@ -50,6 +51,16 @@ def test_chosen_results_keep_their_order_and_names(run_dir):
     )
     page = out.read_text()
     assert "second run" in page and "adapted" not in page
+
+
+def test_a_pattern_gathers_the_seeds_of_a_result(run_dir, toy):
+    second = ["evaluate", "model.pt", str(toy), "--device", "cpu", "--out", str(run_dir / "adapted2"), "--examples", "0"]
+    assert main([*second, "--resnet-iters", "9"]) == 0
+    assert main(["report", str(run_dir), "--result", f"seeds={run_dir}/adapted*", "--log", f"l={run_dir}/tr*.log"]) == 0
+    values = [read_scores(run_dir / name / "scores.json")["mIoU"] for name in ("adapted", "adapted2")]
+    cell = f"{50 * sum(values):.1f} ± {100 * abs(values[0] - values[1]) / 2**0.5:.1f}"
+    assert f"| seeds (2 runs) | {cell} |" in (run_dir / "results.md").read_text()
+    assert cell in (run_dir / "report.html").read_text()
 
 
 def test_errors(run_dir, tmp_path, capsys):

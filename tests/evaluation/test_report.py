@@ -49,6 +49,20 @@ def test_class_table_and_undefined_values():
     assert report.percent(None) == report.percent(math.nan) == "–"
 
 
+def test_runs_of_one_result_become_mean_and_deviation():
+    first, second = scores(), scores()
+    second["mIoU"], second["IoU_per_class"] = 0.875, [0.85, 0.9, None]
+    first["IoU_per_class"][2] = None
+    merged = report.mean_over_runs([first, second])
+    assert merged["mIoU"] == pytest.approx(0.825) and merged["spread"]["mIoU"] == pytest.approx(0.1 / math.sqrt(2))
+    assert merged["IoU_per_class"] == [pytest.approx(0.8), pytest.approx(0.85), None]
+    row = report.markdown_table([("mine", merged)]).splitlines()[2]
+    assert row.startswith("| mine (2 runs) | 82.5 ± 7.1 | 75.0 ± 0.0 |")
+    assert report.mean_over_runs([first]) is first
+    with pytest.raises(ValueError, match="share images"):
+        report.mean_over_runs([first, second | {"images": 3}])
+
+
 LOG = """2026-01-01 00:00:00 | INFO | fairseq.tasks | {"not": "a record"}
 2026-01-01 00:00:00 | INFO | train_inner | {"epoch": 1, "update": 0.5, "loss": "2.5", "wps": "10", "num_updates": "5", "lr": "0.1"}
 {"epoch": 1, "train_loss": "2.0", "train_num_updates": "10", "train_wall": "3"}
