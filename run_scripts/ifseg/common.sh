@@ -4,7 +4,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 ifseg_train() {  # ifseg_train DATA FLAG...
   require BPE_DIR "the folder of OFA's encoder.json, vocab.bpe and dict.txt"
   require CHECKPOINT "the official ofa_base.pt (or an IFSeg checkpoint)"
-  local batch=4 gpus=$(( NGPU > 0 ? NGPU : ${NPROC:-1} ))
+  local gpus=$(( NGPU > 0 ? NGPU : ${NPROC:-1} ))
+  local batch=$(( gpus <= 4 ? 4 : gpus <= 8 ? 2 : 1 ))
   train "$@" \
     --task seq2seq_segmentation --arch "${ARCH:-segofa_base}" --criterion seg_token_cross_entropy \
     --bpe-dir "$BPE_DIR" --pretrained "$CHECKPOINT" \

@@ -1,0 +1,61 @@
+"""Every run script prints, under --dry-run, commands that the programs behind them accept."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from fairseq import options
+
+import ofaseg  # noqa: F401  registers the tasks and models the commands name
+from ofaseg.cli import build_parser
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path for path in ROOT.glob("run_scripts/*/*.sh") if path.name != "common.sh")
+INPUTS = ("CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA")
+
+
+def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> list[list[str]]:
+    """The commands a script would run, started in another folder than the checkout."""
+    inputs = {name: str(folder / name.lower()) for name in INPUTS} | {"OUT": str(folder / "out"), "NGPU": "0"}
+    done = subprocess.run(
+        [script, "--dry-run", *flags], cwd=folder, env=os.environ | inputs | environment, capture_output=True, text=True, check=True
+    )
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def training_arguments(command: list[str]):
+    parser = options.get_training_parser()
+    return options.parse_args_and_arch(parser, input_args=command[1:])
+
+
+def test_there_is_a_script_per_published_table():
+    assert {"ade.sh", "camvid_supervised.sh", "coco_stuff.sh", "coco_unseen.sh", "shapes.sh"} <= {path.name for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_programs_accept_what_a_script_would_run(script, tmp_path):
+    commands = dry_run(script, tmp_path, "--log-interval", "7")
+    programs = [Path(command[0]).name for command in commands]
+    assert "fairseq-train" in programs or "env" in programs
+    for program, command in zip(programs, commands, strict=True):
+        if program == "fairseq-train":
+            assert training_arguments(command).log_interval == 7
+        elif program == "ofaseg":
+            build_parser().parse_args(command[1:])
+
+
+@pytest.mark.parametrize("name", ["coco_unseen", "ade", "coco_stuff"])
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16])
+def test_published_runs_keep_their_batch_on_any_number_of_gpus(name, gpus, tmp_path):
+    (command,) = dry_run(ROOT / "run_scripts" / "ifseg" / f"{name}.sh", tmp_path, NGPU=str(gpus))
+    arguments = training_arguments(command)
+    assert gpus * arguments.batch_size * arguments.update_freq[0] == 16 and arguments.lr == [5e-5]
+    assert arguments.arch == "segofa_base" and not arguments.supervised
+
+
+def test_a_missing_input_is_named(tmp_path):
+    script = ROOT / "run_scripts" / "ifseg" / "ade.sh"
+    done = subprocess.run([script], env=os.environ | {"BPE_DIR": "", "DATA": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 2 and "BPE_DIR" in done.stderr
