@@ -1,7 +1,6 @@
 """Class vocabularies: the ordered class names behind a label map, and everything said about them."""
 
 import colorsys
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -142,17 +141,20 @@ class ClassVocabulary:
             extra={key: value for key, value in data.items() if key not in known},
         )
 
-    @classmethod
-    def load(cls, path) -> "ClassVocabulary":
-        """Reads a `vocabulary.json`. Raises VocabularyError when it is missing or malformed."""
-        path = Path(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise VocabularyError(f"{path}: not found; give --class-names, or write the shards with data_prep/prepare.py") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise VocabularyError(f"{path}: not valid JSON ({error})") from error
-        return cls.from_json(data, str(path))
+    def renamed(self, names) -> "ClassVocabulary":
+        """The same classes in other words; `extra["renamed_from"]` keeps the words of the shards.
+
+        Raises:
+            VocabularyError: another number of names, or one that is empty or repeated.
+        """
+        if tuple(names) == self.names:
+            return self
+        first = self.extra.get("renamed_from", list(self.names))
+        return ClassVocabulary.from_json(self.to_json() | {"names": list(names), "renamed_from": first}, self.source)
+
+    def renames(self, other: "ClassVocabulary") -> bool:
+        """Whether these are the classes of `other` in other words, see `renamed`."""
+        return self.extra.get("renamed_from") == list(other.names)
 
 
 def resolve_vocabulary(class_names: str, shard_vocabulary: Optional[ClassVocabulary], rename_classes: bool = False) -> ClassVocabulary:
@@ -182,5 +184,4 @@ def resolve_vocabulary(class_names: str, shard_vocabulary: Optional[ClassVocabul
             f"--class-names and {shard_vocabulary.source} disagree, first at class {k}: {names[k]!r} against {theirs[k]!r}; "
             "drop --class-names, or add --rename-classes if the same classes are meant in other words"
         )
-    data = shard_vocabulary.to_json() | {"names": list(names)}
-    return ClassVocabulary.from_json(data, shard_vocabulary.source)
+    return shard_vocabulary.renamed(names)

@@ -40,7 +40,7 @@ def test_json_round_trip(tmp_path):
     vocabulary = ClassVocabulary(("a", "b c"), thing=(True, False), novel=(False, True), source="here", extra={"num_rows": {"val": 3}})
     path = tmp_path / "vocabulary.json"
     path.write_text(json.dumps(vocabulary.to_json()))
-    loaded = ClassVocabulary.load(path)
+    loaded = ClassVocabulary.from_json(json.loads(path.read_text()))
     assert loaded == vocabulary
     assert loaded.extra == {"num_rows": {"val": 3}}
 
@@ -73,5 +73,8 @@ def test_two_lists_never_disagree_silently():
         resolve_vocabulary("a, b, c", shards)
     renamed = resolve_vocabulary("kitten, puppy", shards, rename_classes=True)
     assert renamed.names == ("kitten", "puppy") and renamed.palette == shards.palette
+    again = ClassVocabulary.from_json(renamed.to_json()).renamed(("kitty", "doggy"))
+    assert renamed.renames(shards) and again.renames(shards), "the words of the shards are kept"
+    assert not shards.renames(shards) and not renamed.renames(renamed) and shards.renamed(["cat", "dog"]) is shards
     with pytest.raises(VocabularyError, match="no class names"):
         resolve_vocabulary("", None)

@@ -85,7 +85,7 @@ class SegmentationTask(FairseqTask):
         if self.cfg.pretrained and not from_checkpoint:
             from ofaseg.checkpoints import load_pretrained  # checkpoints know tasks, so tasks import them late
 
-            load_pretrained(model, self.cfg.pretrained)
+            load_pretrained(model, self.cfg.pretrained, self.vocabulary.names)
         return model
 
     def state_dict(self) -> dict:

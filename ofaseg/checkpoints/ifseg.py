@@ -2,17 +2,22 @@
 
 import logging
 from dataclasses import dataclass, field
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from ofaseg.checkpoints.safe import load_state
 from ofaseg.models.ofa.state import CLASS_KEYS, CheckpointError
+from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
 
 WIDTHS = {128: "segofa_nano", 256: "segofa_tiny", 512: "segofa_medium", 768: "segofa_base", 1024: "segofa_large", 1280: "segofa_huge"}
 """Width of the word embedding -> named architecture."""
+
+PRETRAINING_TASK = "vision_language_pretraining"
+"""The task whose checkpoints hold class rows that belong to no class table in use."""
 
 
 @dataclass
@@ -50,10 +55,50 @@ def load_official(model, path) -> LoadReport:
     return load_weights(model, load_state(path)["model"], str(path))
 
 
-def load_pretrained(model, path) -> LoadReport:
-    """As `load_official`, but the class embeddings always start from the model's own class names, whatever the file holds."""
-    weights = {key: value for key, value in load_state(path)["model"].items() if key not in CLASS_KEYS}
+def load_pretrained(model, path, class_names: Sequence[str] = ()) -> LoadReport:
+    """As `load_official`, to start a new run: the file's class embeddings are kept only for the same classes.
+
+    They are kept when the file is of a segmentation run that recorded the names `class_names` in this order (an official
+    IFSeg file records them as `category_list`). Otherwise, and in a file that records no names, they start from the names
+    of this run: rows of unknown classes would be taken for others, and rows that were not trained (the published setting)
+    come out the same when they are made again.
+    """
+    state = load_state(path)
+    weights = state["model"]
+    reason = _why_new_classes(state, tuple(class_names), str(path))
+    if reason:
+        logger.info("%s: class embeddings are made from the class names of this run, since %s", path, reason)
+        weights = {key: value for key, value in weights.items() if key not in CLASS_KEYS}
+    else:
+        logger.info("%s: its class embeddings are kept, they are of the same %d class names", path, len(class_names))
     return load_weights(model, weights, str(path))
+
+
+def _why_new_classes(state: dict, class_names: tuple[str, ...], where: str) -> str:
+    """Why the class rows of a loaded file are not those of `class_names`; "" when they are."""
+    if not any(key in state["model"] for key in CLASS_KEYS):
+        return "the file has none"
+    if ((state["cfg"] or {}).get("task") or {}).get("_name") == PRETRAINING_TASK:
+        return "pretraining changes the words they are made of"
+    recorded = recorded_vocabulary(state, where)
+    if recorded is None:
+        return "the file does not say of which classes its own are"
+    if recorded.names == class_names:
+        return ""
+    if len(recorded) != len(class_names):
+        return f"the file has {len(recorded)} classes, this run {len(class_names)}"
+    k = next(k for k in range(len(recorded)) if recorded.names[k] != class_names[k])
+    return f"class {k} of the file is {recorded.names[k]!r}, here {class_names[k]!r}"
+
+
+def recorded_vocabulary(state: dict, where: str) -> Optional[ClassVocabulary]:
+    """The classes that a loaded checkpoint (see `load_state`) says it was trained with; None when it says nothing."""
+    cfg = state["cfg"] or {}
+    data = cfg.get("vocabulary") or state["task_state"].get("vocabulary")
+    if data:
+        return ClassVocabulary.from_json(data, where)
+    names = translate_configuration(cfg)[2]
+    return ClassVocabulary(names=tuple(names), label_offset=1, ignore_label=0, source=where) if names else None
 
 
 def load_weights(model, weights: dict[str, Tensor], where: str) -> LoadReport:

@@ -5,7 +5,13 @@ import logging
 from pathlib import Path
 from typing import Optional
 
-from ofaseg.checkpoints.ifseg import infer_architecture, is_official_configuration, load_weights, translate_configuration
+from ofaseg.checkpoints.ifseg import (
+    infer_architecture,
+    is_official_configuration,
+    load_weights,
+    recorded_vocabulary,
+    translate_configuration,
+)
 from ofaseg.checkpoints.safe import load_state
 from ofaseg.models.ofa.state import CLASS_KEYS, CheckpointError
 from ofaseg.vocabulary import ClassVocabulary
@@ -24,7 +30,8 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
 
     Args:
         path: the checkpoint.
-        class_names: a file or comma-separated list; None for the classes of the shards (`overrides["data"]`) or the checkpoint.
+        class_names: a file or comma-separated list; None for the classes of the shards named by `overrides["data"]`, else those
+            recorded with the checkpoint. A model trained with other words for the classes of just these shards keeps its words.
         device: where the model goes.
         overrides: options of the task or model to change, by name.
 
@@ -48,7 +55,8 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
         )
     if "bpe_dir" in task_config:
         task_config["bpe_dir"] = _tokenizer_folder(task_config["bpe_dir"], path)
-    task = _build_task(task_name, task_config, class_names, recorded, path)
+    task_config["rename_classes"] = bool(overrides.get("rename_classes"))  # what the run was allowed does not hold for new names
+    task = _build_task(task_name, task_config, class_names, recorded, path, "data" in overrides)
     names_made_rows = not any(model_config.get(key) for key in ("train_class_embedding", "random_class_embeddings", "untie_seg_projection"))
     same_classes = recorded.names == task.vocabulary.names if recorded is not None else not names_made_rows
     model = task.build_model(_with_parent({"model": {**model_config, "_name": model_name}}).model)
@@ -67,16 +75,13 @@ def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabul
     """Model options, task options (each with `_name`) and the recorded vocabulary of a loaded checkpoint."""
     cfg = state["cfg"] or {}
     model, task = dict(cfg.get("model") or {}), dict(cfg.get("task") or {})
-    vocabulary = cfg.get("vocabulary") or state["task_state"].get("vocabulary")
-    recorded = ClassVocabulary.from_json(vocabulary, str(path)) if vocabulary else None
+    recorded = recorded_vocabulary(state, str(path))
     if _known_model(model.get("_name")) and not is_official_configuration(cfg):
         return model, task, recorded
     from ofaseg.models.ifseg import ARCHITECTURES
 
     name = infer_architecture(state["model"], str(path))
-    options, task_options, names = translate_configuration(cfg)
-    if names:
-        recorded = ClassVocabulary(names=tuple(names), label_offset=1, ignore_label=0, source=str(path))
+    options, task_options, _ = translate_configuration(cfg)
     return {"_name": name, **ARCHITECTURES[name], **options}, {"_name": DEFAULT_TASK, **task_options}, recorded
 
 
@@ -130,8 +135,8 @@ def _tokenizer_folder(recorded: str, path: Path) -> str:
     return recorded or ""
 
 
-def _build_task(name: str, options: dict, class_names: Optional[str], recorded: Optional[ClassVocabulary], path: Path):
-    """The task, with the classes to predict."""
+def _build_task(name: str, options: dict, class_names: Optional[str], recorded: Optional[ClassVocabulary], path: Path, shards_given: bool):
+    """The task, with the classes to predict; `shards_given`: the data folder is not just what the run was trained on."""
     from fairseq.dataclass.utils import merge_with_parent
     from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
@@ -142,19 +147,28 @@ def _build_task(name: str, options: dict, class_names: Optional[str], recorded: 
     trained_names = options.pop("class_names", "")
     options["class_names"] = class_names or ""
     config = merge_with_parent(TASK_DATACLASS_REGISTRY[name](), _with_parent({"task": {**options, "_name": name}}).task)
-    vocabulary = _vocabulary(task_class, config, trained_names, recorded, path)
+    vocabulary = _vocabulary(task_class, config, trained_names, recorded, path, shards_given)
     return task_class(config, vocabulary)
 
 
-def _vocabulary(task_class, config, trained_names: str, recorded: Optional[ClassVocabulary], path: Path) -> ClassVocabulary:
-    """The classes to predict: those given or of the shards, else the checkpoint's own."""
+def _vocabulary(
+    task_class, config, trained_names: str, recorded: Optional[ClassVocabulary], path: Path, shards_given: bool
+) -> ClassVocabulary:
+    """The classes to predict: those given, else of the given shards, else recorded with the checkpoint, else of its shards."""
     from ofaseg.data.shards import load_vocabulary
 
-    shards = load_vocabulary(config.data) if config.data and Path(config.data).is_dir() else None
-    if config.class_names or shards is not None:
+    if config.class_names:
         return task_class.resolve_vocabulary(config)
-    if recorded is not None:
+    folder = bool(config.data) and Path(config.data).is_dir()
+    shards = load_vocabulary(config.data) if folder else None
+    if recorded is not None and not (shards_given and folder):
         return recorded
+    if recorded is not None and shards is None:  # TSV files without a word about their labels
+        return dataclasses.replace(recorded, label_offset=config.label_offset, ignore_label=0 if config.label_offset else None)
+    if recorded is not None and recorded.renames(shards):
+        return shards.renamed(recorded.names)
+    if shards is not None and (shards_given or not trained_names):
+        return shards
     if trained_names:
         config.class_names = trained_names
         return task_class.resolve_vocabulary(config)

@@ -56,9 +56,6 @@ class SegOFAConfig(FairseqDataclass):
     random_class_embeddings: bool = field(
         default=False, metadata={"help": "start class embeddings at random instead of from their names' words"}
     )
-    replace_classes: bool = field(
-        default=False, metadata={"help": "load checkpoints with another class count, starting the class embeddings anew from the names"}
-    )
     artificial_noise: float = field(
         default=0.0,
         metadata={"help": "training noise on artificial word inputs, in standard deviations of the word embeddings (0: published)"},
@@ -332,7 +329,7 @@ class SegOFA(Segmenter, BaseFairseqModel):
         def class_table(words: Tensor) -> Tensor:
             return mean_embeddings(words.float(), self.class_token_ids.to(words.device), self.pad).to(words)
 
-        return upgrade_official_state(state_dict, self.state_dict(), class_table, self.config.replace_classes)
+        return upgrade_official_state(state_dict, self.state_dict(), class_table)
 
     def upgrade_state_dict_named(self, state_dict: dict, name: str) -> None:
         """fairseq's hook before strict loading."""

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ofaseg.checkpoints import CheckpointError, load_official, load_pretrained
+from ofaseg.vocabulary import ClassVocabulary
 from tests.checkpoints.layouts import CLASS_TOKENS, ifseg_state, nano, ofa_state
 
 
@@ -57,12 +58,42 @@ def test_batch_counters_of_a_trained_image_encoder(tmp_path):
 def test_another_class_count(tmp_path):
     path = save(tmp_path / "three.pt", ifseg_state(nano()))
     five = [[k] for k in range(4, 9)]
-    with pytest.raises(CheckpointError, match=r"three\.pt.*trained on 3 classes, this run has 5.*--replace-classes"):
+    with pytest.raises(CheckpointError, match=r"three\.pt.*trained on 3 classes, this run has 5.*--pretrained"):
         load_official(nano(five), path)
-    model = nano(five, replace_classes=True)
-    load_official(model, path)
+    model = nano(five)
+    load_pretrained(model, path)
     assert torch.equal(model.class_embeddings(), model.encoder.embed_tokens.weight[4:9])
-    load_pretrained(nano(five), path)
+
+
+NAMES = ("red ball", "grass", "big blue sky")
+
+
+def recorded(names, task="seq2seq_segmentation") -> dict:
+    """What a checkpoint of ours says of its task."""
+    return {"cfg": {"task": {"_name": task}}, "task_state": {"vocabulary": ClassVocabulary(tuple(names)).to_json()}}
+
+
+@pytest.mark.parametrize(
+    "about, reason",
+    [
+        (recorded(NAMES), ""),
+        ({"cfg": {"task": {"category_list": "red ball, grass,big blue sky"}}}, ""),
+        (recorded(("grass", "red ball", "big blue sky")), "class 0 of the file is 'grass', here 'red ball'"),
+        (recorded(NAMES[:2]), "the file has 2 classes, this run 3"),
+        (recorded(NAMES, "vision_language_pretraining"), "pretraining changes the words"),
+        ({}, "the file does not say of which classes"),
+    ],
+)
+def test_class_embeddings_go_on_with_the_same_classes_only(tmp_path, caplog, about, reason):
+    model = nano()
+    state = ifseg_state(model)
+    path = save(tmp_path / "trained.pt", state, **about)
+    with caplog.at_level("INFO"):
+        load_pretrained(model, path, NAMES)
+    assert (f"since {reason}" if reason else "its class embeddings are kept") in caplog.text
+    trained, words = state["encoder.seg_embed_tokens.weight"], model.class_words()
+    assert not torch.allclose(trained, words)
+    assert torch.equal(model.class_embeddings(), words if reason else trained)
 
 
 @pytest.mark.parametrize("rows", [40, 58, 61])

@@ -8,8 +8,9 @@ import torch
 
 from ofaseg.checkpoints import CheckpointError, export_safetensors, load_model, load_state
 from ofaseg.models.ifseg import SegOFA, architecture_config
-from ofaseg.vocabulary import ClassVocabulary
+from ofaseg.vocabulary import ClassVocabulary, VocabularyError
 from tests.checkpoints.layouts import ofa_state
+from tests.toy import write_toy_shards
 
 WORDS = "what is the segmentation map of image? object: unknown red ball grass sky water tree".split()
 NAMES = ("red ball", "grass", "sky")
@@ -76,6 +77,53 @@ def test_other_class_names(folder):
     assert loaded.num_classes == 2
     assert torch.equal(loaded.class_embeddings(), loaded.class_words())
     assert predict(loaded, task).shape == (1, 2, 12, 12)
+
+
+def renamed_checkpoint(folder, names=NAMES):
+    """A checkpoint trained on shards of three other words, with --class-names and --rename-classes; returns the shards."""
+    shards = folder / "shards"
+    vocabulary = write_toy_shards(shards, "val", 2, names=("ball", "lawn", "air"))
+    cfg = configuration(folder)
+    cfg["task"] |= {"data": str(shards), "rename_classes": True}
+    model = trained_model(cfg, ROWS)
+    with torch.no_grad():
+        model.class_embeddings().add_(1)
+    state = {"vocabulary": vocabulary.renamed(names).to_json()}
+    torch.save({"model": model.state_dict(), "cfg": cfg, "task_state": state}, folder / "checkpoint.pt")
+    return shards, model
+
+
+def test_recorded_names_win_over_the_shards_trained_on(folder):
+    shards, model = renamed_checkpoint(folder)
+    for overrides in ({}, {"data": str(shards)}):
+        loaded, task = load_model(folder / "checkpoint.pt", overrides=overrides)
+        assert task.vocabulary.names == NAMES and task.vocabulary.palette
+        assert torch.equal(loaded.class_embeddings(), model.class_embeddings())
+    assert task.photo_dataset("val", training=False)[1]["native_label_map"].max() <= 2
+
+
+def test_other_shards_bring_their_own_classes(folder):
+    renamed_checkpoint(folder)
+    write_toy_shards(folder / "other", "val", 1, names=("tree", "sky", "water"))
+    loaded, task = load_model(folder / "checkpoint.pt", overrides={"data": str(folder / "other")})
+    assert task.vocabulary.names == ("tree", "sky", "water")
+    assert torch.equal(loaded.class_embeddings(), loaded.class_words())
+
+
+def test_a_run_that_renamed_does_not_allow_renaming_later(folder):
+    shards, _ = renamed_checkpoint(folder)
+    with pytest.raises(VocabularyError, match="disagree, first at class 0"):
+        load_model(folder / "checkpoint.pt", class_names="grass, sky, tree", overrides={"data": str(shards)})
+    overrides = {"data": str(shards), "rename_classes": True}
+    assert load_model(folder / "checkpoint.pt", class_names="grass, sky, tree", overrides=overrides)[1].vocabulary.names[0] == "grass"
+
+
+def test_files_without_vocabulary_keep_their_label_offset(folder):
+    """The recorded offset is that of the shards trained on; IFSeg's TSV files store class id + 1."""
+    renamed_checkpoint(folder)
+    (folder / "official").mkdir()
+    _, task = load_model(folder / "checkpoint.pt", overrides={"data": str(folder / "official")})
+    assert (task.vocabulary.names, task.vocabulary.label_offset, task.vocabulary.ignore_label) == (NAMES, 1, 0)
 
 
 def test_export_and_read_back(folder):

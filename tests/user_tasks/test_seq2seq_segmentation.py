@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from criterions.seg_token_cross_entropy import SegTokenCrossEntropy
 from ofaseg.evaluation import semantic
+from ofaseg.models.ifseg import architecture_config
 from ofaseg.structures import DenseOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError
 from tests.toy import CLASS_COLOURS, NAMES, PROMPT_WORDS, write_toy_shards, write_words
@@ -120,6 +121,22 @@ def test_resuming_with_other_classes_is_refused(tmp_path):
     task.load_state_dict(task.state_dict())
     with pytest.raises(VocabularyError, match="trained with 2 classes"):
         other.load_state_dict(task.state_dict())
+
+
+def test_pretrained_class_embeddings_go_on_for_the_same_names(tmp_path):
+    (tmp_path / "d").mkdir()
+    config = architecture_config("segofa_nano", num_bins=0, patch_image_size=32, orig_patch_image_size=32)
+    config._name = "segofa_nano"
+    start = make_task(tmp_path, data=str(tmp_path / "d"), class_names="red, green")
+    model = start.build_model(config)
+    with torch.no_grad():
+        model.class_embeddings().add_(1)
+    path = tmp_path / "start.pt"
+    torch.save({"model": model.state_dict(), "task_state": start.state_dict()}, path)
+    same = make_task(tmp_path, data=str(tmp_path / "d"), class_names="red, green", pretrained=str(path)).build_model(config)
+    other = make_task(tmp_path, data=str(tmp_path / "d"), class_names="green, red", pretrained=str(path)).build_model(config)
+    assert torch.equal(same.class_embeddings(), model.class_embeddings())
+    assert torch.equal(other.class_embeddings(), other.class_words())
 
 
 def test_a_photo_of_any_shape_becomes_a_batch_of_one(tmp_path):

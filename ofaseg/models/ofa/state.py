@@ -44,16 +44,13 @@ class StateUpgrade:
     resized: list[str] = field(default_factory=list)
 
 
-def upgrade_official_state(
-    state: dict[str, Tensor], own: dict[str, Tensor], class_table: Callable[[Tensor], Tensor], replace_classes: bool = False
-) -> StateUpgrade:
+def upgrade_official_state(state: dict[str, Tensor], own: dict[str, Tensor], class_table: Callable[[Tensor], Tensor]) -> StateUpgrade:
     """Changes `state` in place so that a model whose `state_dict()` is `own` loads it strictly.
 
     Args:
         state: an official (or own) state dict.
         own: the model's entries, as start values and for shapes.
         class_table: word embedding (V, D) -> (C, D) class embeddings, for files without class rows.
-        replace_classes: accept another number of classes and start the class rows anew from their names.
 
     Raises:
         CheckpointError: the file lacks the vocabulary, or has another width, vocabulary or class count.
@@ -63,7 +60,7 @@ def upgrade_official_state(
         del state[key]
         report.dropped.append(key)
     _upgrade_tokens(state, own, report)
-    _upgrade_classes(state, own, class_table, replace_classes, report)
+    _upgrade_classes(state, own, class_table, report)
     _upgrade_positions(state, own, report)
     for key, value in own.items():
         if key not in state and (SEGMENTATION_KEY.match(key) or key.endswith("num_batches_tracked")):
@@ -97,16 +94,16 @@ def _upgrade_tokens(state: dict, own: dict, report: StateUpgrade) -> None:
         state[key] = tokens
 
 
-def _upgrade_classes(state: dict, own: dict, class_table: Callable, replace: bool, report: StateUpgrade) -> None:
-    """Class rows: taken over when the count fits, made from the names when the file has none or `replace` allows."""
+def _upgrade_classes(state: dict, own: dict, class_table: Callable, report: StateUpgrade) -> None:
+    """Class rows: taken over when the count fits, made from the names when the file has none."""
     rows = next((state[key] for key in CLASS_KEYS if key in state), None)
     expected = len(own[CLASS_KEYS[0]])
-    if rows is not None and len(rows) != expected and not replace:
+    if rows is not None and len(rows) != expected:
         raise CheckpointError(
             f"the checkpoint was trained on {len(rows)} classes, this run has {expected}; give the same class list, "
-            "or set --replace-classes to start the class embeddings anew from the names"
+            "or start from its weights with --pretrained and another --save-dir"
         )
-    if rows is not None and len(rows) == expected:
+    if rows is not None:
         for key in CLASS_KEYS:
             state.setdefault(key, rows)
         return
