@@ -18,6 +18,7 @@ P3    ``fairseq.options.parse_args_and_arch``                      ``--bf16`` (t
 P4    ``fairseq.models.ema.ema.EMA.__init__``                      ``--store-ema`` with integer buffers (BatchNorm)
 P6    ``fairseq.trainer.Trainer.get_train_iterator``               schedules that need the number of updates per epoch
 P7    the root logger while fairseq is imported                    every library logs at DEBUG level to the terminal
+P8    ``fairseq.trainer.Trainer.load_checkpoint``                  a task's own check of the run it resumes (its classes)
 ===== ============================================================ ====================================================
 
 Files are always read with ``weights_only=True``. P1b alone unpickles freely: its bytes come from rank 0 of the same job
@@ -26,6 +27,7 @@ over the process group, never from a file.
 
 import functools
 import importlib
+import inspect
 import io
 import logging
 import os
@@ -339,6 +341,35 @@ def _announce_epoch_length() -> bool:
     return True
 
 
+def _resume_task_state() -> bool:
+    from fairseq import checkpoint_utils
+    from fairseq.trainer import Trainer
+
+    if "task.load_state_dict" in inspect.getsource(Trainer.load_checkpoint):
+        return False
+    original = Trainer.load_checkpoint
+
+    @functools.wraps(original)
+    def load_checkpoint(self, *args, **kwargs):
+        read = checkpoint_utils.load_checkpoint_to_cpu
+
+        @functools.wraps(read)
+        def read_and_tell(*read_args, **read_kwargs):
+            state = read(*read_args, **read_kwargs)
+            self.task.load_state_dict(state.get("task_state") or {})
+            return state
+
+        # the trainer keeps the file's content to itself, so the task is told while it is read
+        checkpoint_utils.load_checkpoint_to_cpu = read_and_tell
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            checkpoint_utils.load_checkpoint_to_cpu = read
+
+    Trainer.load_checkpoint = load_checkpoint
+    return True
+
+
 # P5 and P7 come first: they are about what importing fairseq does
 PATCHES = {
     "P5": _quiet_warnings,
@@ -352,6 +383,7 @@ PATCHES = {
     "P3": _parse_bf16,
     "P4": _copy_integer_buffers,
     "P6": _announce_epoch_length,
+    "P8": _resume_task_state,
 }
 
 

@@ -140,6 +140,13 @@ def test_p6_schedule_learns_the_length_of_the_run(train, updates, max_epoch):
     assert rates[updates // 2 - 1] == pytest.approx(0.005) and rates[-1] == 0
 
 
+def test_p8_a_task_checks_what_it_resumes(train):
+    train("--toy-words", "cat dog").check()
+    train("--toy-words", "dog cat", off="P8", updates=3).check()
+    assert "began with the words 'dog cat'" in train("--toy-words", "cat dog", updates=4).text
+    train("--toy-words", "dog cat", updates=4).check()
+
+
 def test_p7_importing_leaves_the_root_logger_alone():
     """Level and number of handlers: fairseq's models set DEBUG (10) and a handler."""
     without = fresh_import("P7")

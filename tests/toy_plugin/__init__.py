@@ -59,6 +59,7 @@ class ToyDataset(FairseqDataset):
 @dataclass
 class ToyTaskConfig(FairseqDataclass):
     data: str = field(default=".", metadata={"help": "an existing folder; nothing is read from it"})
+    toy_words: str = field(default="", metadata={"help": "a run is not resumed with other words than it began with"})
 
 
 @register_task("toy_regression", dataclass=ToyTaskConfig)
@@ -70,6 +71,13 @@ class ToyTask(FairseqTask):
 
     def max_positions(self):
         return None
+
+    def state_dict(self):
+        return {"words": self.cfg.toy_words}
+
+    def load_state_dict(self, state_dict):
+        if state_dict["words"] != self.cfg.toy_words:
+            raise ValueError(f"began with the words {state_dict['words']!r}")
 
 
 @dataclass
