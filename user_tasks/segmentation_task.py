@@ -1,7 +1,6 @@
-"""What every segmentation task shares: vocabulary, datasets, autocast, validation by areas, prediction."""
+"""What every segmentation task shares: vocabulary, datasets, validation by areas, prediction."""
 
 import logging
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Optional
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
-from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 from torch import Tensor
 
@@ -20,16 +18,12 @@ from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.evaluation import postprocess, semantic
 from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError, resolve_vocabulary
+from user_tasks.base_tasks import VocabularyTask
 
 logger = logging.getLogger(__name__)
 
 LONG_SIDE = 4
 """Photos are scaled until the short side is the model's size or the long side this many times that."""
-
-
-def autocast(precision: str, device: torch.device):
-    """Context of mixed precision, "none" or "bf16"; enter one per step, for its cache of cast weights lives until it ends."""
-    return nullcontext() if precision == "none" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 @dataclass
@@ -52,7 +46,7 @@ class SegmentationTaskConfig(FairseqDataclass):
     seed: int = II("common.seed")
 
 
-class SegmentationTask(FairseqTask):
+class SegmentationTask(VocabularyTask):
     """Base of the dense tasks; sub-classes say which model inputs a sample becomes.
 
     Validation runs the model once per batch and counts (label, prediction) pairs at native size; `mIoU` and its relatives
@@ -64,10 +58,6 @@ class SegmentationTask(FairseqTask):
 
     uses_ema = True
     """With --store-ema, validation uses the averaged weights."""
-
-    def __init__(self, cfg: SegmentationTaskConfig, vocabulary: ClassVocabulary):
-        super().__init__(cfg)
-        self.vocabulary = vocabulary
 
     @classmethod
     def resolve_vocabulary(cls, cfg: SegmentationTaskConfig) -> ClassVocabulary:
@@ -159,17 +149,8 @@ class SegmentationTask(FairseqTask):
 
     # ---- steps ----
 
-    def autocast(self, device: torch.device):
-        return autocast(str(self.cfg.autocast), device)
-
-    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, ema_model=None):
-        model.train()
-        model.set_num_updates(update_num)
-        with self.autocast(sample["id"].device):
-            loss, sample_size, logging_output = criterion(model, sample)
-        if ignore_grad:
-            loss = loss * 0
-        optimizer.backward(loss)
+    def train_step(self, sample, model, *args, **kwargs):
+        loss, sample_size, logging_output = super().train_step(sample, model, *args, **kwargs)
         if "display" in sample:
             logging_output.update(self.display_counts(model, sample["display"]))
         return loss, sample_size, logging_output
@@ -228,9 +209,6 @@ class SegmentationTask(FairseqTask):
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
         super().reduce_metrics(logging_outputs, criterion)
-        bad_rows = sum(int(log.get("_bad_rows", 0)) for log in logging_outputs)
-        if bad_rows:
-            metrics.log_scalar_sum("bad_rows", bad_rows)
         for key in ("_confusion", "_confusion_propagated"):
             sums = [log[key] for log in logging_outputs if key in log]
             if sums:
@@ -261,14 +239,6 @@ class SegmentationTask(FairseqTask):
     def mirrored(self, net_input: dict) -> dict:
         """The same batch with its photos mirrored left to right."""
         return net_input | {self.image_key: net_input[self.image_key].flip(-1)}
-
-    @property
-    def source_dictionary(self):
-        return None
-
-    @property
-    def target_dictionary(self):
-        return None
 
 
 def _score(score: str, key: str, num_classes: int, meters) -> float:

@@ -4,15 +4,14 @@ import logging
 from dataclasses import dataclass, field
 from typing import Optional
 
-import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 
-from ofaseg import tokenizers
 from ofaseg.data.seq2seq_dataset import ArtificialImageDataset, Seq2SeqSegmentationDataset
 from ofaseg.data.synthetic import ArtificialImageSampler
-from ofaseg.prompts import SEGMENTATION_PROMPT, UNKNOWN_NAME, source_token_ids
+from ofaseg.prompts import SEGMENTATION_PROMPT
 from ofaseg.vocabulary import ClassVocabulary
+from user_tasks.base_tasks import TokenTask
 from user_tasks.segmentation_task import SegmentationTask, SegmentationTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -37,25 +36,18 @@ class Seq2SeqSegmentationConfig(SegmentationTaskConfig):
 
 
 @register_task("seq2seq_segmentation", dataclass=Seq2SeqSegmentationConfig)
-class Seq2SeqSegmentationTask(SegmentationTask):
+class Seq2SeqSegmentationTask(TokenTask, SegmentationTask):
     """Open-vocabulary segmentation as one class word per image patch (IFSeg, CVPR 2023).
 
     Attributes:
-        class_token_ids: C lists of dictionary ids, the words of each class name.
         source_tokens: (S,) long, the source text of every sample.
-        grid_stride: pixels per patch; the model sets it when it is built.
     """
 
     image_key = "patch_images"
 
     def __init__(self, cfg: Seq2SeqSegmentationConfig, vocabulary: ClassVocabulary):
         super().__init__(cfg, vocabulary)
-        self.tokenizer = tokenizers.build_tokenizer(cfg.bpe_dir, str(cfg.bpe) if cfg.bpe else "")
-        self.dictionary = tokenizers.build_dictionary(
-            cfg.bpe_dir, self.tokenizer, cfg.code_dict_size, cfg.num_bins, len(vocabulary)
-        )
-        self.grid_stride: Optional[int] = None
-        self._encode_classes()
+        self.source_tokens = self.segmentation_source(cfg.prompt_prefix)
 
     @classmethod
     def setup_task(cls, cfg: Seq2SeqSegmentationConfig, **kwargs):
@@ -64,30 +56,8 @@ class Seq2SeqSegmentationTask(SegmentationTask):
     def set_class_names(self, vocabulary: ClassVocabulary) -> None:
         """Replaces the class vocabulary (open vocabulary at inference); the model needs `set_classes(task.class_token_ids)`."""
         self.vocabulary = vocabulary
-        self._encode_classes()
-
-    def encode(self, text: str) -> list[int]:
-        return tokenizers.encode_text(text, self.tokenizer, self.dictionary)
-
-    def _encode_classes(self) -> None:
-        names, dictionary = self.vocabulary.names, self.dictionary
-        self.class_token_ids = [self.encode(name) for name in names]
-        self.source_tokens = torch.tensor(
-            source_token_ids(
-                self.encode(self.cfg.prompt_prefix),
-                self.class_token_ids,
-                self.encode(UNKNOWN_NAME),
-                dictionary.bos(),
-                dictionary.eos(),
-                self.cfg.max_source_positions,
-                names,
-            )
-        )
-
-    def build_model(self, cfg, from_checkpoint: bool = False):
-        model = super().build_model(cfg, from_checkpoint)
-        self.grid_stride = model.grid_stride
-        return model
+        self.class_token_ids = [self.encode(name) for name in vocabulary.names]
+        self.source_tokens = self.segmentation_source(self.cfg.prompt_prefix)
 
     # ---- data ----
 
@@ -117,14 +87,3 @@ class Seq2SeqSegmentationTask(SegmentationTask):
         )
         display = self.photo_dataset("train", training=True) if self.cfg.display_pass else None
         return ArtificialImageDataset(sampler, self.cfg.epoch_size, self.source_tokens, display)
-
-    @property
-    def source_dictionary(self):
-        return self.dictionary
-
-    @property
-    def target_dictionary(self):
-        return self.dictionary
-
-    def max_positions(self):
-        return None

@@ -1,7 +1,6 @@
 """Task of small-scale vision-language pretraining: captions, region descriptions, infilling and copying as token sequences."""
 
 import logging
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -10,18 +9,17 @@ import torch
 import torch.nn.functional as F
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 from torch import Tensor, nn
 
-from ofaseg import tokenizers
-from ofaseg.data.codec import decode_image, decode_label_map
-from ofaseg.data.pretraining_dataset import IMAGE_COLUMNS, TASKS, PretrainingDataset, PretrainingMixture, PretrainingSymbols
+from ofaseg.data.pretraining_dataset import IMAGE_COLUMNS, PretrainingDataset, PretrainingSymbols
+from ofaseg.data.pretraining_mixture import TASKS, PretrainingMixture
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.data.synthetic import ArtificialImageSampler
-from ofaseg.prompts import SEGMENTATION_PROMPT, UNKNOWN_NAME, source_token_ids
+from ofaseg.prompts import SEGMENTATION_PROMPT
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, resolve_vocabulary
-from user_tasks.segmentation_task import autocast
+from user_tasks.base_tasks import TokenTask
 
 logger = logging.getLogger(__name__)
 
@@ -65,53 +63,34 @@ class VisionLanguagePretrainingTaskConfig(FairseqDataclass):
         metadata={"help": "spread of fresh linear and word-embedding weights; 0 keeps OFA's 0.02, 1/sqrt(width) suits narrow models"},
     )
     autocast: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
+    strict_rows: bool = field(default=False, metadata={"help": "stop at the first bad row instead of leaving it out"})
     reuse_dataloader: bool = field(default=False, metadata={"help": "keep data workers over epochs"})
     seed: int = II("common.seed")
 
 
 @register_task("vision_language_pretraining", dataclass=VisionLanguagePretrainingTaskConfig)
-class VisionLanguagePretrainingTask(FairseqTask):
+class VisionLanguagePretrainingTask(TokenTask):
     """Trains an OFA-style model on image, caption and box rows; label maps are never read in training.
 
     Attributes:
         task_names: the token-sequence tasks, in the order of the batches' `tasks`.
         content_word_ids: dictionary ids of every text symbol, what copying draws from.
-        class_token_ids: C lists of dictionary ids of the class names (the model's class table starts from them).
     """
 
     task_names = TASKS
 
     def __init__(self, cfg: VisionLanguagePretrainingTaskConfig, vocabulary: ClassVocabulary):
-        super().__init__(cfg)
-        self.vocabulary = vocabulary
-        self.tokenizer = tokenizers.build_tokenizer(cfg.bpe_dir, str(cfg.bpe) if cfg.bpe else "")
-        self.dictionary = tokenizers.build_dictionary(cfg.bpe_dir, self.tokenizer, cfg.code_dict_size, cfg.num_bins, len(vocabulary))
-        self.class_token_ids = [self.encode(name) for name in vocabulary.names]
+        super().__init__(cfg, vocabulary)
         self.content_word_ids = np.arange(self.dictionary.nspecial, self.dictionary.index("<mask>"))
-        self.grid_stride = 8
         self._mosaic_means: Optional[Tensor] = None
 
     @classmethod
     def setup_task(cls, cfg: VisionLanguagePretrainingTaskConfig, **kwargs):
         return cls(cfg, resolve_vocabulary(cfg.class_names, load_vocabulary(cfg.data)))
 
-    def encode(self, text: str) -> list[int]:
-        return tokenizers.encode_text(text, self.tokenizer, self.dictionary)
-
-    @property
-    def source_dictionary(self):
-        return self.dictionary
-
-    @property
-    def target_dictionary(self):
-        return self.dictionary
-
-    def max_positions(self):
-        return None
-
     def build_model(self, cfg, from_checkpoint: bool = False):
         model = super().build_model(cfg, from_checkpoint)
-        self.grid_stride = model.grid_stride
+        freeze_segmentation_parameters(model)
         if self.cfg.init_std > 0 and not from_checkpoint:
             for module in model.modules():
                 if isinstance(module, nn.Linear):
@@ -143,7 +122,7 @@ class VisionLanguagePretrainingTask(FairseqTask):
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
         probe = self.cfg.transfer_probe and split != "train"
-        columns = [*IMAGE_COLUMNS, "id", *(["label_map"] if probe else [])]
+        columns = [*IMAGE_COLUMNS, *(["label_map"] if probe else [])]
         dictionary = self.dictionary
         symbols = PretrainingSymbols(
             dictionary.bos(),
@@ -156,7 +135,7 @@ class VisionLanguagePretrainingTask(FairseqTask):
         )
         self.datasets[split] = PretrainingDataset(
             ShardReader.for_split(self.cfg.data, split, columns=columns),
-            decode_image,
+            self.vocabulary,
             self.encode,
             symbols,
             self.mixture(),
@@ -164,33 +143,19 @@ class VisionLanguagePretrainingTask(FairseqTask):
             self.cfg.patch_image_size,
             patch_stride=self.grid_stride,
             caption_ids=self.cfg.alignment_captions,
-            decode_label_map=self._decode_label_map if probe else None,
+            label_maps=probe,
+            training=split == "train",
+            strict=self.cfg.strict_rows,
         )
 
-    def _decode_label_map(self, data: bytes) -> np.ndarray:
-        return decode_label_map(data, self.vocabulary, "validation label map")
-
     # ---- steps ----
-
-    def autocast(self, device: torch.device):
-        """One autocast context per step: its cache of cast weights lives until the context ends."""
-        if self.cfg.autocast == "none":
-            return nullcontext()
-        return autocast(str(self.cfg.autocast), device)
-
-    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        model.train()
-        model.set_num_updates(update_num)
-        with self.autocast(sample["id"].device):
-            loss, sample_size, logging_output = criterion(model, sample)
-        optimizer.backward(loss * 0 if ignore_grad else loss)
-        return loss, sample_size, logging_output
 
     def valid_step(self, sample, model, criterion):
         model.eval()
         with torch.no_grad(), self.autocast(sample["id"].device):
             loss, sample_size, logging_output = criterion(model, sample)
-            if "label_maps" in sample:
+            logging_output["_bad_rows"] = len(sample["bad_rows"])
+            if self.cfg.transfer_probe:
                 logging_output["_transfer"] = self.transfer_counts(model, sample)
         return loss, sample_size, logging_output
 
@@ -216,19 +181,9 @@ class VisionLanguagePretrainingTask(FairseqTask):
             with torch.no_grad():
                 self._mosaic_means = self.mosaic_means(model)
 
-    def segmentation_source(self, batch: int, device) -> Tensor:
-        """(batch, S) source text of the segmentation prompt with the class names."""
-        dictionary = self.dictionary
-        ids = source_token_ids(
-            self.encode(SEGMENTATION_PROMPT),
-            self.class_token_ids,
-            self.encode(UNKNOWN_NAME),
-            dictionary.bos(),
-            dictionary.eos(),
-            self.cfg.max_source_positions,
-            self.vocabulary.names,
-        )
-        return torch.tensor(ids, device=device).expand(batch, -1)
+    def _probe_source(self, inputs: Tensor) -> Tensor:
+        """(B, S) source text of segmentation for the B images or mosaics of `inputs`."""
+        return self.segmentation_source(SEGMENTATION_PROMPT).to(inputs.device).expand(len(inputs), -1)
 
     def mosaic_means(self, model) -> Tensor:
         """(C, D) unit mean encoder output of each class word over random word mosaics."""
@@ -236,18 +191,31 @@ class VisionLanguagePretrainingTask(FairseqTask):
         num_classes = len(self.vocabulary)
         sampler = ArtificialImageSampler(num_classes, (side, side), (side, side), 1, side, self.cfg.seed)
         maps = torch.from_numpy(np.stack([sampler(0, k)[0] for k in range(PROBE_MOSAICS)])).to(model.class_embeddings().device)
-        encoded = model.encode(self.segmentation_source(len(maps), maps.device), class_maps=maps)
+        encoded = model.encode(self._probe_source(maps), class_maps=maps)
         tokens = encoded.tokens[:, : side * side].flatten(0, 1).float()
         sums = tokens.new_zeros(num_classes, tokens.shape[1]).index_add_(0, maps.flatten(), tokens)
         return F.normalize(sums, dim=-1)
 
     def transfer_counts(self, model, sample: dict) -> Tensor:
         """(2,) float64: patches of photos that the nearest mosaic mean names rightly, and all labelled patches."""
+        if "label_maps" not in sample:  # no whole image in this batch; every process logs the same keys
+            return torch.zeros(2, dtype=torch.float64, device=sample["id"].device)
         images = sample["net_input"]["patch_images"]
-        encoded = model.encode(self.segmentation_source(len(images), images.device), patch_images=images)
+        encoded = model.encode(self._probe_source(images), patch_images=images)
         cells = encoded.grid[0] * encoded.grid[1]
         guess = (encoded.tokens[:, :cells].float() @ self._mosaic_means.T).argmax(-1)
         half, stride = model.grid_stride // 2, model.grid_stride
         label = sample["label_maps"][:, half::stride, half::stride].flatten(1).to(guess.device)
         labelled = label != IGNORE_INDEX
         return torch.stack([(guess.eq(label) & labelled).sum(), labelled.sum()]).double()
+
+
+def freeze_segmentation_parameters(model: nn.Module) -> None:
+    """Takes the gradient from what only segmentation reads: positions, biases and rows of the classes, all named `seg_`.
+
+    No step of token sequences reaches them, and several processes would wait for their gradients. They stay in the
+    checkpoint; a model that is built for adaptation trains them.
+    """
+    for name, parameter in model.named_parameters():
+        if "seg_" in name:
+            parameter.requires_grad_(False)

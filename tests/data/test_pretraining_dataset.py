@@ -4,34 +4,49 @@ import numpy as np
 import pytest
 import torch
 
-from ofaseg.data.pretraining_dataset import (
-    TASKS,
-    PretrainingDataError,
-    PretrainingDataset,
-    PretrainingMixture,
-    PretrainingSymbols,
-    location_tokens,
-)
+from ofaseg.data import codec
+from ofaseg.data.pretraining_dataset import PretrainingDataError, PretrainingDataset, PretrainingSymbols, clip_box, location_tokens
+from ofaseg.data.pretraining_mixture import TASKS, PretrainingMixture, PretrainingSettingsError
+from ofaseg.data.rows import ShardError, place
+from ofaseg.tokenizers import TokenizerError
+from ofaseg.vocabulary import ClassVocabulary
 
 WORDS = "what does the image describe? region region: which text complete of ? is a red ball grass on".split()
 IDS = {word: 4 + k for k, word in enumerate(WORDS)}
 MASK, BINS, NUM_BINS = 4 + len(WORDS), 5 + len(WORDS), 12
 SYMBOLS = PretrainingSymbols(0, 1, 2, MASK, BINS, NUM_BINS, np.arange(4, 4 + len(WORDS)))
+VOCABULARY = ClassVocabulary(("ball", "grass"))
+PICTURE = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
 ROW = {
-    "id": "r",
-    "image": np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3),
+    "image": codec.encode_image(PICTURE),
     "captions": ["a red ball on the grass"],
     "boxes": [{"box": [0.0, 4.0, 4.0, 8.0], "text": "red ball", "class_id": 0}],
 }
 
 
+class Rows(list):
+    """A reader of rows that lie in memory."""
+
+    def __getitem__(self, index):
+        return dict(super().__getitem__(index))
+
+    def locate(self, index):
+        return "rows.tsv", index
+
+    def location(self, index, column=""):
+        return place("rows.tsv", index, column)
+
+
 def encode(text):
+    unknown = [word for word in text.split() if word not in IDS]
+    if unknown:
+        raise TokenizerError(f"the word {unknown[0]!r} is not covered")
     return [IDS[word] for word in text.split()]
 
 
-def dataset(seed=1, rows=None, side=16, stride=8, **weights):
+def dataset(seed=1, rows=None, side=16, stride=8, options=None, **weights):
     mixture = PretrainingMixture(**({"caption": 0, "box": 0, "ground": 0, "infill": 0, "copy": 0, "crop_side": 8} | weights))
-    return PretrainingDataset(rows or [ROW] * 64, lambda image: image, encode, SYMBOLS, mixture, seed, side, stride)
+    return PretrainingDataset(Rows(rows or [ROW] * 64), VOCABULARY, encode, SYMBOLS, mixture, seed, side, stride, **(options or {}))
 
 
 def test_caption_sample():
@@ -45,7 +60,7 @@ def test_box_sample_mirrors_image_and_box_together():
     places = set()
     for k in range(16):
         sample = dataset(box=1)[k]
-        mirrored = bool((sample["image"].numpy() == ROW["image"][:, ::-1].transpose(2, 0, 1)).all())
+        mirrored = bool((sample["image"].numpy() == PICTURE[:, ::-1].transpose(2, 0, 1)).all())
         expected = location_tokens([12, 4, 16, 8] if mirrored else [0, 4, 4, 8], 16, 16, BINS, NUM_BINS)
         assert sample["source"].tolist()[-5:-1] == expected
         assert sample["target"].tolist() == [*encode("red ball"), 2]
@@ -75,7 +90,7 @@ def test_a_cut_out_shows_its_box_on_grey():
         cut = sample["image"].numpy().transpose(1, 2, 0)
         assert cut.shape == (8, 8, 3) and sample["target"].tolist() == [*encode("red ball"), 2]
         region = cut[(cut != 127).any(-1)].tolist()
-        original = ROW["image"][4:8, 0:4]
+        original = PICTURE[4:8, 0:4]
         assert region in (original.reshape(-1, 3).tolist(), original[:, ::-1].reshape(-1, 3).tolist())
 
 
@@ -149,12 +164,86 @@ def test_batches_keep_every_row():
     assert sum(len(chunk) for chunk in chunks) == 64
 
 
-def test_errors_say_what_to_do():
-    with pytest.raises(PretrainingDataError, match="not all zero"):
+def strict(**options):
+    return dataset(**options, options={"strict": True})
+
+
+def test_settings_out_of_range_say_what_to_do():
+    with pytest.raises(PretrainingSettingsError, match="not all zero"):
         dataset()
-    with pytest.raises(PretrainingDataError, match="resize the shards"):
-        dataset(caption=1, side=32)[0]
-    with pytest.raises(PretrainingDataError, match="no boxes; set the weights"):
-        dataset(box=1, rows=[ROW | {"boxes": []}])[0]
-    with pytest.raises(PretrainingDataError, match="no caption"):
-        dataset(caption=1, rows=[ROW | {"captions": []}])[0]
+    for side in (12, 24, 4):
+        with pytest.raises(PretrainingSettingsError, match=rf"--crop-side {side} must be a multiple .* \(8 pixels\) .* 16; change it"):
+            dataset(crop=1, crop_side=side)
+    dataset(caption=1, crop_side=12)  # nothing is cut out
+
+
+def test_a_cut_out_as_large_as_an_image_is_still_a_cut_out():
+    data = dataset(crop=1, crop_side=16)
+    batch = data.collater([data[0], data[1]])
+    assert batch["net_input"] is None and batch["region_input"]["patch_images"].shape == (2, 3, 16, 16)
+
+
+def with_box(*corners, text="red ball"):
+    return [ROW | {"boxes": [*ROW["boxes"], {"box": list(corners), "text": text, "class_id": 0}]}]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(caption=1, side=32), "row 0, column image: the image is 16x16, .* resize the shards"),
+        (dict(caption=1, rows=[ROW | {"image": b"no picture"}]), "row 0, column image: not an image"),
+        (dict(box=1, rows=[ROW | {"boxes": []}]), "row 0, column boxes: the row has no boxes; set the weights"),
+        (dict(caption=1, rows=[ROW | {"captions": []}]), "row 0, column captions: the row has no caption; add one"),
+        (dict(caption=1, rows=[ROW | {"captions": ["a zebra"]}]), "row 0, column captions: the word 'zebra'"),
+        (dict(box=1, rows=[ROW | {"boxes": [ROW["boxes"][0] | {"text": "zebra"}]}]), "row 0, column boxes: the word 'zebra'"),
+        (dict(box=1, rows=with_box(8, 4, 4, 8)), r"row 0, column boxes: box 1 .* needs x0 < x1 and y0 < y1; correct it"),
+        (dict(crop=1, rows=with_box(float("nan"), 4, 8, 8)), "column boxes: box 1 .* is not four finite numbers"),
+        (dict(ground=1, rows=with_box(4, 8)), "column boxes: box 1 .* is not four finite numbers"),
+        (dict(ground=1, rows=with_box(16, 4, 20, 8)), "column boxes: box 1 .* lies outside the image of 16x16 pixels"),
+        (dict(box=1, rows=with_box(4, 4, 8, 8, text=" ")), "column boxes: box 1 has no text; describe it"),
+    ],
+)
+def test_a_bad_row_is_named_and_left_out(options, message, caplog):
+    with pytest.raises((ShardError, codec.CodecError), match=f"^rows.tsv, .*{message}"):
+        strict(**options)[0]
+    data = dataset(**options)
+    with pytest.raises(ShardError, match="no row of the training shards can be read; the first problem: rows.tsv, row 0"):
+        data.collater([data[0]])
+    assert "row 0 is left out: rows.tsv, row 0" in caplog.text
+
+
+def test_a_bad_row_costs_only_itself():
+    rows = [ROW, ROW | {"captions": []}, ROW, ROW]
+    data = dataset(caption=1, rows=rows)
+    batch = data.collater([data[k] for k in range(4)])
+    assert batch["id"].tolist() == [0, 2, 3] and batch["nsentences"] == 3
+    assert [message.split(":")[0] for message in batch["bad_rows"]] == ["rows.tsv, row 1, column captions"]
+    assert data.collater([data[1]])["id"].tolist() == [2], "a training batch that lost all rows takes the next readable one"
+    evaluation = dataset(caption=1, rows=rows, options={"training": False})
+    empty = evaluation.collater([evaluation[1]])
+    assert (empty["nsentences"], empty["ntokens"], len(empty["bad_rows"])) == (0, 0, 1)
+    assert empty["net_input"] is None and empty["target"].shape == (0, 0)
+
+
+def test_boxes_are_not_looked_at_when_no_task_reads_them():
+    strict(caption=1, rows=with_box(8, 4, 4, 8))[0]
+
+
+def test_a_box_that_leaves_the_image_is_clipped():
+    assert clip_box([-3, 4, 5, 99], 16) == [0, 4, 5, 16] and clip_box([0.5, 1, 15.5, 16], 16) == [0.5, 1, 15.5, 16]
+    rows = [ROW | {"boxes": [{"box": [-4.0, 4.0, 4.0, 8.0], "text": "red ball", "class_id": 0}]}] * 16
+    clipped, inside = dataset(crop=1, rows=rows), dataset(crop=1, rows=[ROW] * 16)
+    assert all(torch.equal(clipped[k]["image"], inside[k]["image"]) for k in range(16)), "the same pixels as of the part inside"
+    with pytest.raises(ValueError, match="outside"):
+        clip_box([-8, 0, 0, 16], 16)
+
+
+def test_label_maps_are_mirrored_with_their_images():
+    label_map = (PICTURE[..., 0] > 100).astype(np.int32)
+    rows = [ROW | {"label_map": codec.encode_label_map(label_map, VOCABULARY)}] * 16
+    data = dataset(caption=1, rows=rows, options={"label_maps": True, "training": False})
+    batch = data.collater([data[k] for k in range(16)])
+    assert torch.equal(batch["label_maps"], (batch["net_input"]["patch_images"][:, 0] > 100).long())
+    missing = dataset(caption=1, rows=[ROW | {"label_map": None}], options={"label_maps": True, "strict": True})
+    with pytest.raises(codec.CodecError, match="rows.tsv, row 0, column label_map: the row has no label map"):
+        missing[0]
