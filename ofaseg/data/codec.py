@@ -7,7 +7,6 @@ class vocabulary explains (`ClassVocabulary.label_offset`, `ClassVocabulary.igno
 import functools
 import io
 import warnings
-from typing import Optional
 
 import cv2
 import numpy as np
@@ -291,13 +290,6 @@ def decode_segment_map(data: bytes, where: str = "") -> np.ndarray:
         raise CodecError(_message(where, f"a segment map must be an RGB PNG, not {image.format} {image.mode}; write the row again"))
     rgb = decode_image(data, where).astype(np.int32)
     return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
-
-
-def image_extension(data: bytes) -> Optional[str]:
-    """"jpg" or "png" by the first bytes, None for anything else."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpg"
-    return "png" if data[:8] == b"\x89PNG\r\n\x1a\n" else None
 
 
 def _save(image: Image.Image, format: str, options: dict) -> bytes:

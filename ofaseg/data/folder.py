@@ -46,6 +46,35 @@ def read_description(root) -> Optional[dict]:
     return data
 
 
+def check_written(root, split: str, description: dict) -> None:
+    """Raises ShardError when the writing of `split` was interrupted while its files were being exchanged."""
+    for name in split_names(split):
+        if name in description.get("writing", ()):
+            problem = f"writing split {name!r} was interrupted, or another process is at it: old and new files may be mixed"
+            raise ShardError.at(root, f"{problem}; write the split again with data_prep/prepare.py")
+
+
+def check_row_counts(root, split: str, description: dict, counts: dict[str, int]) -> None:
+    """Compares the rows of a split's files, path -> number of rows in order, with what vocabulary.json says.
+
+    Names are not compared, for files may be renamed; files that were joined are compared in total.
+
+    Raises:
+        ShardError: another number of rows; the message names the file where vocabulary.json lists the files.
+    """
+    name = next((name for name in split_names(split) if name in description.get("num_rows", {})), None)
+    if name is None:
+        return
+    cure = "an incomplete or mixed copy; copy or write the folder again"
+    files = description.get("files", {}).get(name, ())
+    for (path, rows), file in zip(counts.items(), files if len(files) == len(counts) else ()):
+        if rows != file["rows"]:
+            raise ShardError.at(path, f"{rows} rows, vocabulary.json says {file['rows']}: {cure}")
+    found, expected = sum(counts.values()), description["num_rows"][name]
+    if found != expected:
+        raise ShardError.at(root, f"split {split!r} has {found} rows, vocabulary.json says {expected}: {cure}")
+
+
 def list_splits(root) -> dict[str, list[str]]:
     """Split name -> its shard files in `root` in row order, of all formats found."""
     splits: dict[str, list[str]] = {}

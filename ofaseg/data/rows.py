@@ -13,6 +13,7 @@ segments      list of {id, class_id, is_crowd, area, box}  one per segment id; a
 ============= ======================================== =====================================================================
 """
 
+import hashlib
 import json
 import math
 from typing import Optional
@@ -195,8 +196,13 @@ def text_to_list(text: bytes, column: str) -> list:
         raise ValueError(f"not a list of {column} ({_reason(error)})") from error
 
 
-def hash_row(digest, row: dict) -> None:
-    """Feeds one row to a `hashlib` object; the same rows give the same hash in either file format."""
+def row_digest(row: dict) -> bytes:
+    """SHA-256 of a row that `normalise_row` returned or a reader read; the same in either file format.
+
+    Files and splits are known by the hash of their rows' digests in order (`content_hash` in vocabulary.json), so that rows
+    are hashed once, in any process.
+    """
+    digest = hashlib.sha256()
     for name, value in row.items():
         if name in LIST_COLUMNS:
             value = list_to_text(value)
@@ -205,3 +211,4 @@ def hash_row(digest, row: dict) -> None:
         length = -1 if value is None else len(value)
         digest.update(f"{name}:{length};".encode())
         digest.update(value or b"")
+    return digest.digest()

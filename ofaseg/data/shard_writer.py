@@ -1,4 +1,9 @@
-"""Writing shards: many rows, several files, one vocabulary.json, all or nothing."""
+"""Writing shards: many rows, several files, one vocabulary.json.
+
+Files are written under temporary names and exchanged at the end. As several renames are not one step, vocabulary.json says
+"writing": [split] before the first and is completed after the last: whenever the process is killed, readers find the old
+rows, or the new ones, or are told to write the split again.
+"""
 
 import contextlib
 import errno
@@ -6,25 +11,41 @@ import fcntl
 import hashlib
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
 from ofaseg.atomic import atomic_write
 from ofaseg.data.folder import list_splits, shard_name
 from ofaseg.data.parquet import ParquetPart
-from ofaseg.data.rows import ShardError, check_columns, hash_row, normalise_row
+from ofaseg.data.rows import ShardError, check_columns, normalise_row, row_digest
 from ofaseg.data.tsv import TsvPart, index_path
 from ofaseg.vocabulary import ClassVocabulary
 
 PARTS = {"tsv": TsvPart, "parquet": ParquetPart}
-_MANAGED_KEYS = ("columns", "format", "num_rows", "content_hash")
+_BY_SPLIT = ("num_rows", "content_hash", "files")
+_MANAGED_KEYS = ("columns", "format", "writing", *_BY_SPLIT)
+
+
+@dataclass
+class _File:
+    """A file being written, and the digests of its rows."""
+
+    part: TsvPart | ParquetPart
+    digests: list[bytes] = field(default_factory=list)
+
+
+def content_hash(digests: list[bytes]) -> str:
+    """The hash of rows in order, from their `row_digest`s."""
+    return "sha256:" + hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 class ShardWriter:
     """Context manager writing the rows of one split to `<split>-00000-of-00004.<format>` files in folder `root`.
 
     Files have temporary names until the end of the block; then they replace the split's old files and vocabulary.json is
-    updated. After an exception nothing of the new rows is left, and the old files are untouched.
+    updated. After an exception inside the block nothing of the new rows is left, and the old files are untouched. Should the
+    exchange itself fail half-way, readers refuse the split until it is written again; other splits stay usable.
 
     Args:
         root: the data folder, created when missing.
@@ -53,12 +74,10 @@ class ShardWriter:
         self.rows_per_shard = rows_per_shard
         self.num_rows = 0
         self._ids: set[str] = set()
-        self._digest = hashlib.sha256()
-        self._part = None
-        self._parts: list = []
+        self._files: list[_File] = []
         with self._io_errors():
             self.root.mkdir(parents=True, exist_ok=True)
-        self._merged_description()
+        self._merged_description({})
 
     @contextlib.contextmanager
     def _io_errors(self):
@@ -81,92 +100,115 @@ class ShardWriter:
             problem = f"id {row['id']!r} was written before in this split; give every sample its own id"
             raise ShardError.at(self.root / self.split, problem, self.num_rows, "id")
         with self._io_errors():
-            if self._part is None or self.num_rows % self.rows_per_shard == 0:
-                self._next_part()
-            self._part.write(row)
+            if self.num_rows % self.rows_per_shard == 0:
+                self._next_file()
+            self._files[-1].part.write(row)
         self._ids.add(row["id"])
-        hash_row(self._digest, row)
+        self._files[-1].digests.append(row_digest(row))
         self.num_rows += 1
 
-    def _next_part(self) -> None:
-        if self._part is not None:
-            self._part.close()
-        path = self.root / f".{self.split}-{len(self._parts):05d}.{os.getpid()}-{id(self):x}.tmp"
-        self._part = PARTS[self.format](path, self.columns)
-        self._parts.append(self._part)
+    def _next_file(self) -> None:
+        if self._files:
+            self._files[-1].part.close()
+        path = self.root / f".{self.split}-{len(self._files):05d}.{os.getpid()}-{id(self):x}.tmp"
+        self._files.append(_File(PARTS[self.format](path, self.columns)))
 
     def close(self) -> None:
         """Gives the files their names, removes the split's old files and updates vocabulary.json.
 
         Raises:
-            ShardError: no row was written, or the disk fails; nothing of the new rows is left then.
+            ShardError: no row was written, or the disk fails.
         """
         if not self.num_rows:
             self.abort()
             raise ShardError.at(self.root, f"no row was written for split {self.split!r}; check that the source has samples")
         try:
             with self._io_errors():
-                self._part.close()
-                with self._locked():
-                    self._commit()
+                self._files[-1].part.close()
+                with self._locked() as folder:
+                    self._commit(folder)
         except BaseException:
             self.abort()
             raise
-        self._part, self._parts = None, []
+        self._files = []
 
-    def _commit(self) -> None:
-        description = self._merged_description()
+    def _commit(self, folder: int) -> None:
+        """Exchanges the files; `folder` is the descriptor of the root, flushed so that a power cut keeps the order too."""
+        names = [shard_name(self.split, k, len(self._files), self.format) for k in range(len(self._files))]
         old = [Path(path) for path in list_splits(self.root).get(self.split, [])]
-        names = [shard_name(self.split, k, len(self._parts), self.format) for k in range(len(self._parts))]
-        for part, name in zip(self._parts, names):
-            os.replace(part.path, self.root / name)
-            part.renamed(self.root / name)
+        self._write_description({}, folder)
+        for file, name in zip(self._files, names):
+            os.replace(file.part.path, self.root / name)
+            file.part.renamed(self.root / name)
         for path in old:
             if path.name not in names:
                 path.unlink()
                 index_path(path).unlink(missing_ok=True)
+        os.fsync(folder)
+        self._write_description(self._entries(names), folder)
+
+    def _entries(self, names: list[str]) -> dict:
+        """What vocabulary.json says of this split, by key of `_BY_SPLIT`."""
+        files = [
+            {"name": name, "rows": len(file.digests), "content_hash": content_hash(file.digests)}
+            for name, file in zip(names, self._files)
+        ]
+        digests = [digest for file in self._files for digest in file.digests]
+        return {"num_rows": self.num_rows, "content_hash": content_hash(digests), "files": files}
+
+    def _write_description(self, entries: dict, folder: int) -> None:
+        description = self._merged_description(entries)
         with atomic_write(self.root / "vocabulary.json", "w") as file:
             json.dump(description, file, indent=1, ensure_ascii=False)
+        os.fsync(folder)
 
-    def _merged_description(self) -> dict:
-        """vocabulary.json with this split's entries. Raises ShardError when the other splits there do not fit it."""
+    def _merged_description(self, entries: dict) -> dict:
+        """vocabulary.json with this split's `entries`; without any, the split is marked as being written.
+
+        Raises ShardError when the other splits there do not fit it.
+        """
         path = self.root / "vocabulary.json"
         classes = self.vocabulary.to_json() if self.vocabulary is not None else {}
         new = {key: value for key, value in classes.items() if key not in _MANAGED_KEYS}
         new |= {"columns": list(self.columns), "format": self.format}
-        num_rows, content_hash = {}, {}
+        by_split: dict[str, dict] = {key: {} for key in _BY_SPLIT}
+        writing: set[str] = set()
         if path.exists():
             try:
                 old = json.loads(path.read_text(encoding="utf-8"))
-                num_rows, content_hash = dict(old.get("num_rows", {})), dict(old.get("content_hash", {}))
+                by_split = {key: dict(old.get(key, {})) for key in _BY_SPLIT}
+                writing = set(old.get("writing", ()))
             except (ValueError, AttributeError, TypeError) as error:
                 raise ShardError.at(path, f"not the description of a data folder ({error}); remove it or choose another folder") from error
-            others = [name for name in num_rows if name != self.split]
+            others = [name for name in by_split["num_rows"] if name != self.split]
             for key in ("names", "label_offset", "ignore_index", "columns", "format"):
                 if others and old.get(key) != new.get(key):
                     problem = f"{key} of the splits there ({', '.join(others)}) is {old.get(key)!r:.80}, now {new.get(key)!r:.80}"
                     raise ShardError.at(path, f"{problem}; choose another folder, or remove this one first")
-        num_rows[self.split] = self.num_rows
-        content_hash[self.split] = "sha256:" + self._digest.hexdigest()
-        return new | {"num_rows": num_rows, "content_hash": content_hash}
+        for key, values in by_split.items():
+            values.pop(self.split, None)
+            if entries:
+                values[self.split] = entries[key]
+        writing = writing - {self.split} if entries else writing | {self.split}
+        return new | by_split | ({"writing": sorted(writing)} if writing else {})
 
     @contextlib.contextmanager
     def _locked(self):
-        """One writer at a time commits in this folder."""
+        """One writer at a time commits in this folder; yields a descriptor of it."""
         folder = os.open(self.root, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
+            yield folder
         finally:
             os.close(folder)
 
     def abort(self) -> None:
         """Removes everything written so far; the split's old files stay."""
-        if self._part is not None:
-            self._part.abort()
-        for part in self._parts:
-            part.path.unlink(missing_ok=True)
-        self._part, self._parts = None, []
+        if self._files:
+            self._files[-1].part.abort()
+        for file in self._files:
+            file.part.path.unlink(missing_ok=True)
+        self._files = []
 
     def __enter__(self) -> "ShardWriter":
         return self

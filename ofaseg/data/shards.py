@@ -1,7 +1,8 @@
 """Shards: the one data format of all methods. `ShardReader` and `ShardWriter` for TSV and Parquet files of the same rows.
 
 A data folder holds `<split>-00000-of-00004.tsv` (or `.parquet`, or one `<split>.tsv`) and one `vocabulary.json`: the class
-vocabulary plus "columns", "format", "num_rows" and "content_hash" per split. The columns are described in `rows`.
+vocabulary plus "columns" and "format", and by split "num_rows", "content_hash" and "files" (name, rows and content_hash of
+each). While files are being exchanged, "writing" lists the split. The columns are described in `rows`.
 Official OFA and IFSeg TSV files (image, label map, id, line number; no vocabulary.json) are read as they are.
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import List, Optional, Union
 
 from ofaseg.data import rows as row_types
-from ofaseg.data.folder import expand_paths, find_split, list_splits, read_description, split_names
+from ofaseg.data.folder import check_row_counts, check_written, expand_paths, find_split, list_splits, read_description
 from ofaseg.data.parquet import ParquetShard
 from ofaseg.data.rows import COLUMNS, ShardError
 from ofaseg.data.shard_writer import ShardWriter
@@ -108,14 +109,13 @@ class ShardReader:
         """The rows of one split in data folder `root`.
 
         Raises:
-            ShardError: as `find_split` and the constructor, or when vocabulary.json counts another number of rows.
+            ShardError: as `find_split` and the constructor, when vocabulary.json counts other rows, or when the split's writing
+                was interrupted. Contents are compared by `verify.verify_shards` only.
         """
+        description = read_description(root) or {}
+        check_written(root, split, description)
         reader = cls(find_split(root, split), selected_cols, columns)
-        counts = (read_description(root) or {}).get("num_rows", {})
-        expected = next((counts[name] for name in split_names(split) if name in counts), None)
-        if expected is not None and expected != len(reader):
-            problem = f"split {split!r} has {len(reader)} rows, vocabulary.json says {expected}: an incomplete or mixed copy"
-            raise ShardError.at(root, f"{problem}; copy or write the folder again")
+        check_row_counts(root, split, description, {shard.path: len(shard) for shard in reader._shards})
         return reader
 
     def __len__(self) -> int:
@@ -157,17 +157,6 @@ class ShardReader:
         """(H, W) of the image of row `i`, from its header, without decoding the pixels."""
         shard, row = self._locate(i)
         return shard.image_size(row)
-
-    def group_starts(self) -> list[int]:
-        """Row numbers at which rows that are cheap to read together begin: Parquet row groups; a TSV file is one group.
-
-        For samplers that shuffle groups first and rows inside them.
-        """
-        result: list[int] = []
-        for start, shard in zip(self._starts, self._shards):
-            inside = getattr(shard, "group_starts", None)
-            result += [start] if inside is None else [start + int(s) for s in inside[:-1]]
-        return result
 
     def close(self) -> None:
         """Closes the files of this process; reading opens them again."""

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 
 import numpy as np
@@ -68,6 +69,10 @@ class TestAtomic:
                     out.write(row(k))
         description = json.loads((tmp_path / "vocabulary.json").read_text())
         assert description["num_rows"] == {"train": 4, "val": 2} and set(description["content_hash"]) == {"train", "val"}
+        assert [(file["name"], file["rows"]) for file in description["files"]["train"]] == [
+            (f"train-0000{k}-of-00002.{format}", rows) for k, rows in enumerate((3, 1))
+        ]
+        assert "writing" not in description
 
     def test_full_disk(self, tmp_path, format, monkeypatch):
         part = {"tsv": tsv.TsvPart, "parquet": parquet.ParquetPart}[format]
@@ -80,6 +85,78 @@ class TestAtomic:
             with writer(tmp_path, format=format) as out:
                 out.write(row(1))
         assert os.listdir(tmp_path) == []
+
+
+def write_rows(root, split, format, ids):
+    with writer(root, split, format) as out:
+        for k in ids:
+            out.write(row(k))
+
+
+def rows_of(root, split):
+    reader = ShardReader.for_split(root, split)
+    return [reader[k]["id"] for k in range(len(reader))]
+
+
+def write_and_die(root, format, ids, steps):
+    """Rewrites "train" in a process that is killed before its rename or removal number `steps` (from 0); False when it was not."""
+
+    def child():
+        left = iter(range(steps))
+        for name in ("replace", "unlink"):
+            real = getattr(os, name)
+
+            def counted(*args, real=real, **kwargs):
+                if next(left, None) is None:
+                    os._exit(9)
+                return real(*args, **kwargs)
+
+            setattr(os, name, counted)
+        write_rows(root, "train", format, ids)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode in (0, 9)
+    return process.exitcode == 9
+
+
+@pytest.mark.parametrize("format", ["tsv", "parquet"])
+def test_a_kill_at_any_step_never_mixes_old_and_new_rows(tmp_path, format):
+    """Seven old rows in three files, eight new ones in three: names and counts of files agree."""
+    old, new = [f"sample_{k}" for k in range(7)], [f"sample_{k}" for k in range(20, 28)]
+    for steps in range(100):
+        root = tmp_path / str(steps)
+        write_rows(root, "val", format, range(2))
+        write_rows(root, "train", format, range(7))
+        killed = write_and_die(root, format, range(20, 28), steps)
+        assert rows_of(root, "val") == ["sample_0", "sample_1"] and load_vocabulary(root) == VOCABULARY
+        if not killed:
+            assert rows_of(root, "train") == new
+            break
+        if steps == 0:
+            assert rows_of(root, "train") == old
+            continue
+        with pytest.raises(ShardError, match="writing split 'train' was interrupted.*write the split again"):
+            rows_of(root, "train")
+        write_rows(root, "train", format, range(3))
+        assert rows_of(root, "train") == ["sample_0", "sample_1", "sample_2"]
+    assert killed is False and steps > 3
+
+
+def test_a_failing_exchange_is_told_and_leaves_no_temporary_file(tmp_path, monkeypatch):
+    write_rows(tmp_path, "train", "tsv", range(3))
+
+    def fail(self, path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tsv.TsvPart, "renamed", fail)
+    with pytest.raises(ShardError, match="Input/output error"):
+        write_rows(tmp_path, "train", "tsv", range(5, 8))
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+    with pytest.raises(ShardError, match="interrupted"):
+        rows_of(tmp_path, "train")
 
 
 class TestRefused:

@@ -101,10 +101,6 @@ class TestAccess:
         reader = ShardReader.for_split(folder, "train")
         assert reader.location(5, "image").endswith(", row 1, column image") and "train-00001-of-00003" in reader.location(5)
 
-    def test_groups_start_at_rows(self, folder):
-        starts = ShardReader.for_split(folder, "train").group_starts()
-        assert starts == [0, 4, 8]
-
     def test_files_and_globs_are_joined_in_order(self, tmp_path):
         write(tmp_path / "a", count=3, format="tsv")
         write(tmp_path / "b", count=5, format="parquet")
@@ -227,5 +223,22 @@ class TestForSplit:
         write(tmp_path, count=4)
         path = tmp_path / "train-00000-of-00001.tsv"
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
-        with pytest.raises(ShardError, match="3 rows, vocabulary.json says 4"):
+        with pytest.raises(ShardError, match="train-00000-of-00001.tsv: 3 rows, vocabulary.json says 4"):
             ShardReader.for_split(tmp_path, "train")
+
+    def test_files_of_another_cut_are_counted_one_by_one(self, tmp_path):
+        """Two files exchanged for two others of the same total."""
+        write(tmp_path / "a", count=4, rows_per_shard=3)
+        write(tmp_path / "b", count=4, rows_per_shard=2)
+        for name in ("train-00000-of-00002.tsv", "train-00001-of-00002.tsv"):
+            os.replace(tmp_path / "b" / name, tmp_path / "a" / name)
+        with pytest.raises(ShardError, match="train-00000-of-00002.tsv: 2 rows, vocabulary.json says 3"):
+            ShardReader.for_split(tmp_path / "a", "train")
+
+    def test_joined_files_are_counted_together(self, tmp_path):
+        write(tmp_path, count=5, rows_per_shard=3)
+        parts = [tmp_path / f"train-0000{k}-of-00002.tsv" for k in range(2)]
+        (tmp_path / "train.tsv").write_bytes(b"".join(part.read_bytes() for part in parts))
+        for part in parts:
+            part.unlink()
+        assert len(ShardReader.for_split(tmp_path, "train")) == 5
