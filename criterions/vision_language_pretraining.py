@@ -36,40 +36,64 @@ class VisionLanguagePretraining(FairseqCriterion):
     """Mean cross-entropy of target tokens; the sample size is their number. Accuracy is logged per pretraining task.
 
     The alignment losses work on projected patches before type embedding and LayerNorm, where words are substituted in
-    image-free training. Both need the `caption_ids` of the batch and the task's `content_word_ids`.
+    image-free training. Both need the `caption_ids` of the batch (`--alignment-captions`) and the task's `content_word_ids`.
+    A batch without whole images has none; what is logged has the same keys in every process all the same.
+
+    Attributes:
+        weights: the alignment losses that are switched on. Each has a parameter `<name>_scale`, the log of its inverse
+            temperature; without any, the criterion has no parameter (fairseq wraps a criterion with parameters in DDP).
     """
 
     def __init__(self, task, contrast_weight: float, presence_weight: float):
         super().__init__(task)
-        self.contrast_weight, self.presence_weight = contrast_weight, presence_weight
+        self.weights = {name: weight for name, weight in (("contrast", contrast_weight), ("presence", presence_weight)) if weight > 0}
+        if self.weights and not task.cfg.alignment_captions:
+            flags = " and ".join(f"--{name}-weight" for name in self.weights)
+            raise ValueError(f"the losses of {flags} read captions: add --alignment-captions, or set the weights to 0")
         self.pad, self.task_names = task.source_dictionary.pad(), task.task_names
-        # log of the inverse temperature of each alignment loss
-        self.contrast_scale = nn.Parameter(torch.tensor(2.3), requires_grad=contrast_weight > 0)
-        self.presence_scale = nn.Parameter(torch.tensor(2.3), requires_grad=presence_weight > 0)
+        for name in self.weights:
+            self.register_parameter(f"{name}_scale", nn.Parameter(torch.tensor(2.3)))
         self.register_buffer("content_words", torch.as_tensor(task.content_word_ids), persistent=False)
+
+    def load_state_dict(self, state_dict: Optional[dict], strict: bool = True, assign: bool = False):
+        """Takes the scales that a checkpoint has of the losses switched on here; a later stage may switch losses on or off."""
+        own = self.state_dict()
+        return super().load_state_dict({name: value for name, value in (state_dict or {}).items() if name in own}, False, assign)
 
     def forward(self, model, sample: dict, reduce: bool = True):
         """(loss summed over tokens, number of target tokens, logging output)."""
-        aligned = self.contrast_weight > 0 or self.presence_weight > 0
         captured: list[Tensor] = []
-        parts = []
-        for key in INPUTS:
-            if sample[key] is None:
-                continue
-            with patch_access(model, sample.get(f"{key}_words"), captured if aligned and key == "net_input" else None):
-                parts.append(model(**sample[key]).float())
-        logits = torch.cat(parts)
-        target = sample["target"]
+        logits = self.token_logits(model, sample, captured)
+        target, sample_size = sample["target"], sample["ntokens"]
         nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=self.pad, reduction="sum")
-        sample_size = int(target.ne(self.pad).sum())
         log = {"loss": nll.detach(), "ntokens": sample_size, "nsentences": sample["nsentences"], "sample_size": sample_size}
         log["_token_counts"] = self.token_counts(logits, target, sample["tasks"])
         loss = nll
-        if captured:
-            extra, parts = self.alignment(captured[0].float(), word_table(model), sample["caption_ids"])
-            loss = nll + extra * sample_size
-            log.update({f"_{name}": value.detach() * sample_size for name, value in parts.items()})
+        if self.weights:
+            values = {}
+            if captured:
+                extra, values = self.alignment(captured[0].float(), word_table(model), sample["caption_ids"])
+                loss = nll + extra * sample_size
+            log["_aligned_size"] = sample_size if captured else 0
+            for name in self.weights:
+                log[f"_{name}"] = values[name].detach() * sample_size if captured else nll.new_zeros(())
+        if sample["net_input"] is None and torch.is_grad_enabled() and unwrap(model) is not model:
+            # another process may have drawn images: DDP waits until every parameter has a gradient in every process
+            loss = loss + zero_of([*unwrap(model).parameters(), *self.parameters()])
         return loss, sample_size, log
+
+    def token_logits(self, model, sample: dict, captured: list) -> Tensor:
+        """(B, T, V) float32 scores of all parts of a batch; for the alignment losses, `captured` receives its whole images' patches."""
+        parts, run = [], model
+        for key in INPUTS:
+            if sample[key] is None:
+                continue
+            wanted = captured if self.weights and key == "net_input" else None
+            with patch_access(model, sample.get(f"{key}_words"), wanted):
+                parts.append(run(**sample[key]).float())
+            run = unwrap(model)  # DDP is to see one forward per backward; processes may have unlike numbers of parts
+        words = word_table(model)
+        return torch.cat(parts) if parts else words.new_zeros(0, 0, len(words))
 
     def token_counts(self, logits: Tensor, target: Tensor, tasks: Tensor) -> Tensor:
         """(number of tasks, 2) float64: correct and all target tokens per pretraining task."""
@@ -80,23 +104,23 @@ class VisionLanguagePretraining(FairseqCriterion):
 
     def alignment(self, patches: Tensor, words: Tensor, caption_ids: Tensor) -> tuple[Tensor, dict]:
         """(weighted sum, unweighted parts) of the alignment losses switched on."""
+        functions = {"contrast": contrast_loss, "presence": presence_loss}
         total, parts = patches.new_zeros(()), {}
-        if self.contrast_weight > 0:
-            parts["contrast"] = contrast_loss(patches, words, caption_ids, self.content_words, self.contrast_scale.exp())
-            total = total + self.contrast_weight * parts["contrast"]
-        if self.presence_weight > 0:
-            parts["presence"] = presence_loss(patches, words, caption_ids, self.content_words, self.presence_scale.exp())
-            total = total + self.presence_weight * parts["presence"]
+        for name, weight in self.weights.items():
+            scale = getattr(self, f"{name}_scale").exp()
+            parts[name] = functions[name](patches, words, caption_ids, self.content_words, scale)
+            total = total + weight * parts[name]
         return total, parts
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:
         size = max(float(sum(log.get("sample_size", 0) for log in logging_outputs)), 1.0)
         metrics.log_scalar("loss", float(sum(log.get("loss", 0) for log in logging_outputs)) / size, size, round=4)
+        aligned = float(sum(log.get("_aligned_size", 0) for log in logging_outputs))
         for name in ("contrast", "presence"):
             values = [float(log[f"_{name}"]) for log in logging_outputs if f"_{name}" in log]
-            if values:
-                metrics.log_scalar(name, sum(values) / size, size, round=4)
+            if values and aligned:
+                metrics.log_scalar(name, sum(values) / aligned, aligned, round=4)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
@@ -106,6 +130,11 @@ class VisionLanguagePretraining(FairseqCriterion):
 def word_table(model) -> Tensor:
     """(V, D) word embeddings of the model."""
     return unwrap(model).encoder.embed_tokens.weight
+
+
+def zero_of(parameters) -> Tensor:
+    """0, whose gradient with respect to every trainable one of `parameters` is 0."""
+    return torch.stack([0.0 * parameter.sum(dtype=torch.float32) for parameter in parameters if parameter.requires_grad]).sum()
 
 
 @contextmanager
