@@ -207,6 +207,6 @@ def iter_samples(root: Optional[str] = None, split: str = "train", num: Optional
 
 
 def caption_words() -> list[str]:
-    """Every word that captions and region texts can hold, sorted."""
+    """Every word that captions and region texts can hold, sorted: what a tokenizer for this world must know (its `dict.txt`)."""
     words = {"there", "is", "a", "picture", "of", "and", "on", "the", "under", "in", "front", "small", "big"}
     return sorted(words | set(COLOURS) | set(CLASS_NAMES))

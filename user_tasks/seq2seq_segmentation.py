@@ -54,7 +54,10 @@ class Seq2SeqSegmentationTask(TokenTask, SegmentationTask):
         return cls(cfg, cls.resolve_vocabulary(cfg))
 
     def set_class_names(self, vocabulary: ClassVocabulary) -> None:
-        """Replaces the class vocabulary (open vocabulary at inference); the model needs `set_classes(task.class_token_ids)`."""
+        """Replaces the class vocabulary of a loaded model, for notebooks and services; `load_model` does it for one list.
+
+        The model needs `set_classes(task.class_token_ids)` afterwards.
+        """
         self.vocabulary = vocabulary
         self.class_token_ids = [self.encode(name) for name in vocabulary.names]
         self.source_tokens = self.segmentation_source(self.cfg.prompt_prefix)

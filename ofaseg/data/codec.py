@@ -284,7 +284,10 @@ def encode_segment_map(array: np.ndarray) -> bytes:
 
 
 def decode_segment_map(data: bytes, where: str = "") -> np.ndarray:
-    """Inverse of `encode_segment_map`: (H, W) int32 segment ids, 0 = none. Raises CodecError as `decode_image`."""
+    """Inverse of `encode_segment_map`, for readers of the column: (H, W) int32 segment ids, 0 = none.
+
+    Raises CodecError as `decode_image`.
+    """
     image = _open(data, where)
     if image.format in ("JPEG", "MPO") or image.mode != "RGB":
         raise CodecError(_message(where, f"a segment map must be an RGB PNG, not {image.format} {image.mode}; write the row again"))

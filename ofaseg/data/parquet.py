@@ -188,8 +188,6 @@ def _first_line(error: Exception) -> str:
 class ParquetPart:
     """Writes one Parquet file at `path`, row by row; `close` flushes it to disk."""
 
-    extension = "parquet"
-
     def __init__(self, path, columns):
         self.path = Path(path)
         self.columns = tuple(columns)

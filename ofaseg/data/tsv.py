@@ -249,8 +249,6 @@ class TsvShard:
 class TsvPart:
     """Writes one TSV file at `path`, row by row; `close` flushes it to disk."""
 
-    extension = "tsv"
-
     def __init__(self, path, columns):
         self.path = Path(path)
         self.columns = tuple(columns)

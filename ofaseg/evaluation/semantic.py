@@ -58,6 +58,8 @@ def matrix_from_bins(counts: Tensor, num_classes: int) -> Tensor:
 def confusion_matrix(prediction: Tensor, label_map: Tensor, num_classes: int) -> Tensor:
     """Pixels per (label, prediction); unlabelled pixels (IGNORE_INDEX) are left out.
 
+    For label maps at hand; evaluation sums `bin_counts` over batches and processes instead, which never waits for the device.
+
     Args:
         prediction: class ids 0..K-1, any shape.
         label_map: class ids 0..K-1 or IGNORE_INDEX, same shape.

@@ -31,6 +31,8 @@ def has_mmseg() -> bool:
 def require_mmseg():
     """Imports and returns ``mmseg``, with the placeholder for mmcv's operators where they do not exist.
 
+    For whoever compares with its metrics or reads its palettes; nothing else here needs the package.
+
     Raises:
         ImportError: the packages of the extra ``mm`` are not installed.
     """
