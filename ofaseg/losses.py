@@ -1,12 +1,11 @@
 """Pure tensor losses."""
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ofaseg.utils.resize import resize_matrix
 from ofaseg.vocabulary import IGNORE_INDEX
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
@@ -31,13 +30,6 @@ def upsampled_cross_entropy(class_logits: Tensor, target: Tensor, label_smoothin
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing lies in 0..1, not {label_smoothing}")
     return _UpsampledCrossEntropy.apply(class_logits, target, label_smoothing)
-
-
-@functools.lru_cache(maxsize=64)
-def _upsampling_matrix(size: int, source: int, device: torch.device) -> Tensor:
-    """(size, source) matrix of bilinear resizing along one axis (align_corners False)."""
-    eye = torch.eye(source).unsqueeze(0)
-    return F.interpolate(eye, size=size, mode="linear", align_corners=False)[0].T.contiguous().to(device)
 
 
 def _row_chunks(height: int, source: int, rows: int) -> list[tuple[int, int, int, int]]:
@@ -74,7 +66,7 @@ def _loss_and_gradient(class_logits: Tensor, target: Tensor, smoothing: float, n
     classes, h, w = class_logits.shape[1:]
     height, width = target.shape[1:]
     device = class_logits.device
-    down, across = _upsampling_matrix(height, h, device), _upsampling_matrix(width, w, device)
+    down, across = resize_matrix(height, h, device), resize_matrix(width, w, device)
     labelled = target != IGNORE_INDEX
     weight = 1.0 / labelled.sum().clamp(min=1).float()
     rows = max(1, CHUNK_ELEMENTS.get(device.type, 2**22) // (classes * width))

@@ -14,6 +14,7 @@ from fairseq.models import BaseFairseqModel, register_model, register_model_arch
 from torch import Tensor, nn
 
 from ofaseg.models.image_encoders import build_image_encoder
+from ofaseg.models.ofa.attention import Sizes
 from ofaseg.models.ofa.decoder import DECODER_INPUTS, Decoder
 from ofaseg.models.ofa.embeddings import mean_embeddings, pad_token_lists
 from ofaseg.models.ofa.encoder import Encoder, EncoderOutput
@@ -148,21 +149,21 @@ class SegOFA(Segmenter, BaseFairseqModel):
             stride=config.conv_stem_stride,
         )
         self.grid_stride = images.out_strides[images.out_feature]
-        sizes = dict(
-            ffn_dim=config.encoder_ffn_embed_dim, heads=config.encoder_attention_heads, scale_factor=config.attn_scale_factor,
+        sizes = Sizes(
+            dim=dim, ffn_dim=config.encoder_ffn_embed_dim, heads=config.encoder_attention_heads, scale_factor=config.attn_scale_factor,
             image_bucket_size=config.image_bucket_size, token_bucket_size=config.token_bucket_size,
             max_positions=config.max_source_positions, dropout=config.dropout,
             attention_dropout=config.attention_dropout, activation_dropout=config.activation_dropout,
         )  # fmt: skip
         self.encoder = Encoder(
-            embed_tokens, seg_embed_tokens, images, layers=config.encoder_layers, side=config.orig_patch_image_size // self.grid_stride,
-            drop_path=config.encoder_drop_path_rate, direct_small_grids=config.direct_small_grids,
-            train_image_encoder=config.train_image_encoder, **sizes,
+            embed_tokens, seg_embed_tokens, images, sizes, layers=config.encoder_layers,
+            side=config.orig_patch_image_size // self.grid_stride, drop_path=config.encoder_drop_path_rate,
+            direct_small_grids=config.direct_small_grids, train_image_encoder=config.train_image_encoder,
         )  # fmt: skip
         self.decoder = Decoder(
-            embed_tokens, seg_embed_tokens, layers=config.decoder_layers, side=config.patch_image_size // self.grid_stride,
+            embed_tokens, seg_embed_tokens, sizes, layers=config.decoder_layers, side=config.patch_image_size // self.grid_stride,
             drop_path=config.decoder_drop_path_rate, bos=bos, input_type=str(config.decoder_input_type),
-            full_context=config.full_context_alignment, tie_projection=not config.untie_seg_projection, **sizes,
+            full_context=config.full_context_alignment, tie_projection=not config.untie_seg_projection,
         )  # fmt: skip
         self.apply(_bert_init)
         if not config.random_class_embeddings:
@@ -219,11 +220,6 @@ class SegOFA(Segmenter, BaseFairseqModel):
 
     # -- classes ---------------------------------------------------------------------------------------------------
 
-    def embed_words(self, token_lists: list[list[int]]) -> Tensor:
-        """(n, D) mean word embedding of each list of dictionary ids."""
-        weight = self.encoder.embed_tokens.weight
-        return mean_embeddings(weight, self._checked_tokens(token_lists, len(weight)).to(weight.device), self.pad)
-
     def class_words(self) -> Tensor:
         """(C, D) mean word embedding of each class name: what artificial images are made of."""
         return mean_embeddings(self.encoder.embed_tokens.weight, self.class_token_ids, self.pad)
@@ -255,10 +251,6 @@ class SegOFA(Segmenter, BaseFairseqModel):
         self.decoder.seg_projection.weight = shared.weight if tied else nn.Parameter(shared.weight.detach().clone())
 
     # -- passes ----------------------------------------------------------------------------------------------------
-
-    def patch_tokens(self, patch_images: Tensor) -> tuple[Tensor, Tensor]:
-        """Photos (B, 3, H, W) -> feature map (B, F, h, w) and projected patches (B, h*w, D), where words are substituted."""
-        return self.encoder.embed_photo(patch_images)
 
     def encode(
         self,

@@ -46,6 +46,11 @@ def parse_betas(text) -> tuple:
     return betas
 
 
+def _count_versions(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+    """After a step: fused kernels and the broadcasts of ZeRO change weights without telling autograd, on which caches rely."""
+    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
+
+
 def _fusable(parameters: list) -> bool:
     """Whether torch has a fused kernel for these tensors (floating point, on CPU or CUDA)."""
     return all(torch.is_floating_point(p) and p.device.type in ("cpu", "cuda") for p in parameters)
@@ -66,6 +71,7 @@ class TorchAdamW(FairseqOptimizer):
             if cfg.zero1:
                 logger.info("--zero1 has nothing to share out in a single process: plain AdamW")
             self._optimizer = torch.optim.AdamW(params, **options)
+        self._optimizer.register_step_post_hook(_count_versions)
 
     @property
     def optimizer_config(self) -> dict:

@@ -159,7 +159,7 @@ def test_set_classes(model):
     new = [[10], [11, 12], [13], [4, 5]]
     model.set_classes(new)
     words = model.encoder.embed_tokens.weight
-    assert model.num_classes == 4 and torch.equal(model.class_embeddings(), model.embed_words(new))
+    assert model.num_classes == 4 and torch.equal(model.class_embeddings(), model.class_words())
     torch.testing.assert_close(model.class_embeddings()[1], words[[11, 12]].mean(0))
     assert model.decoder.seg_projection.weight is model.encoder.seg_embed_tokens.weight is model.decoder.seg_embed_tokens.weight
     assert not model.class_embeddings().requires_grad

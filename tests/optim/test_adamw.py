@@ -44,6 +44,15 @@ def test_same_update_as_fairseq_adam():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_steps_are_counted_by_autograd():
+    """Caches of what is made from weights look at the counter."""
+    params = parameters()
+    optimizer = build(params)
+    before = [parameter._version for parameter in params]
+    step(optimizer, params, 1)
+    assert all(parameter._version > version for parameter, version in zip(params, before, strict=True))
+
+
 def test_parameters_without_gradient_stay():
     params = parameters()
     before = params[1].clone()

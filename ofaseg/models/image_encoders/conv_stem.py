@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofaseg.models.image_encoders.folded import FoldedConvolutions, may_fold
+from ofaseg.models.image_encoders.folded import FoldedConvolutions, FoldingEncoder
 
 
 class ResidualBlock(nn.Module):
@@ -26,7 +26,7 @@ class ResidualBlock(nn.Module):
         return folded(folded(x, self.conv1, self.bn1), self.conv2, self.bn2, residual=x)
 
 
-class ConvStem(nn.Module):
+class ConvStem(FoldingEncoder):
     """3 -> 32 -> 64 -> residual -> 128 -> residual; 128 channels at stride 8, or 4 with the last step unstrided.
 
     Args:
@@ -47,22 +47,16 @@ class ConvStem(nn.Module):
         self.block1 = ResidualBlock(64, norm)
         self.conv3, self.bn3 = nn.Conv2d(64, 128, 3, stride // 4, 1, bias=False), norm(128)
         self.block2 = ResidualBlock(128, norm)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.folded = FoldedConvolutions()
+        self._finish()
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised photos (B, 3, H, W) -> {"stem": (B, 128, ceil(H/stride), ceil(W/stride))}."""
-        if may_fold(self):
-            return {"stem": self._evaluate(images)}
+    def _features(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = self.block1(x)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
-        return {"stem": self.block2(x)}
+        return self.block2(x)
 
-    def _evaluate(self, images: Tensor) -> Tensor:
+    def _folded_features(self, images: Tensor) -> Tensor:
         x = self.folded(images.to(memory_format=torch.channels_last), self.conv1, self.bn1)
         x = self.block1.evaluate(self.folded(x, self.conv2, self.bn2), self.folded)
         return self.block2.evaluate(self.folded(x, self.conv3, self.bn3), self.folded)

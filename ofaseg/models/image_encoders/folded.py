@@ -1,4 +1,4 @@
-"""Convolution and fixed batch normalisation as one operation, for evaluation.
+"""Convolution and fixed batch normalisation as one operation, for evaluation, and the encoders made of such pairs.
 
 On CPU in float32 the activation, and the residual sum before it, join the same oneDNN operation.
 """
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 class FoldedConvolutions:
     """Keeps the folded weights of convolution + batch-norm pairs, in channels-last order, while the originals stay as they are.
 
+    A change is known by storage and version counter of the originals; whoever writes past the counter has to `clear`.
     Copies of a model and pickles start empty.
     """
 
     def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
         self.folded: dict[int, tuple[tuple, Tensor, Tensor]] = {}
 
     def __deepcopy__(self, memo) -> "FoldedConvolutions":
@@ -65,3 +69,35 @@ def _fusable(x: Tensor, weight: Tensor) -> bool:
 def may_fold(module: nn.Module) -> bool:
     """Whether `module` runs without gradient, batch statistics or a compiler, so that folded weights may stand in."""
     return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+class FoldingEncoder(nn.Module):
+    """Base of the convolutional image encoders: start values, and folded weights in evaluation.
+
+    A sub-class declares `out_feature`, calls `_finish` at the end of its constructor, and computes its feature map from
+    normalised photos (B, 3, H, W) in `_features` and, without gradient and equal up to rounding, in `_folded_features`.
+    """
+
+    out_feature: str
+
+    def _finish(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.folded = FoldedConvolutions()
+
+    def train(self, mode: bool = True) -> "FoldingEncoder":
+        """As `nn.Module.train`; training may write weights past autograd's knowledge, so a change of mode drops what was kept."""
+        if mode != self.training:
+            self.folded.clear()
+        return super().train(mode)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised photos (B, 3, H, W) -> {out_feature: (B, C, ceil(H/stride), ceil(W/stride))}."""
+        return {self.out_feature: self._folded_features(images) if may_fold(self) else self._features(images)}
+
+    def _features(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _folded_features(self, images: Tensor) -> Tensor:
+        raise NotImplementedError

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofaseg.models.image_encoders.folded import FoldedConvolutions, may_fold
+from ofaseg.models.image_encoders.folded import FoldedConvolutions, FoldingEncoder
 from ofaseg.models.ofa.attention import DropPath
 
 STAGE_BLOCKS = {"resnet50": (3, 4, 6), "resnet101": (3, 4, 23), "resnet152": (3, 8, 36)}
@@ -57,7 +57,7 @@ class Bottleneck(nn.Module):
         return folded(y, self.conv3, self.bn3, residual=shortcut)
 
 
-class ResNet(nn.Module):
+class ResNet(FoldingEncoder):
     """ResNet v1.5 without its fourth stage.
 
     Args:
@@ -84,20 +84,14 @@ class ResNet(nn.Module):
                 layer.append(Bottleneck(channels, middle, stride if i == 0 else 1, norm, rates[i]))
                 channels = 4 * middle
             self.add_module(f"layer{stage + 1}", layer)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.folded = FoldedConvolutions()
+        self._finish()
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised photos (B, 3, H, W) -> {"res4": (B, 1024, ceil(H/16), ceil(W/16))}."""
-        if may_fold(self):
-            return {"res4": self._evaluate(images)}
+    def _features(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1)
-        return {"res4": self.layer3(self.layer2(self.layer1(x)))}
+        return self.layer3(self.layer2(self.layer1(x)))
 
-    def _evaluate(self, images: Tensor) -> Tensor:
+    def _folded_features(self, images: Tensor) -> Tensor:
         x = self.folded(images.to(memory_format=torch.channels_last), self.conv1, self.bn1)
         x = F.max_pool2d(x, 3, 2, 1)
         for stage in (self.layer1, self.layer2, self.layer3):

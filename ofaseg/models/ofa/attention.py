@@ -1,5 +1,6 @@
 """Attention with an additive bias that the whole batch shares, and the blocks of an OFA layer."""
 
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -11,20 +12,47 @@ from ofaseg.models.ofa.relative import AttentionBias
 from ofaseg.models.ofa.shared_bias_attention import attention
 
 
-class MultiheadAttention(nn.Module):
-    """Multi-head attention with one learned scale per head (`c_attn`).
+@dataclass(frozen=True)
+class Sizes:
+    """What encoder and decoder have in common.
 
-    Args:
-        dim: width D; heads: H; scale_factor: scores are divided by sqrt(D / H * scale_factor); dropout: of the probabilities.
+    Attributes:
+        dim, ffn_dim, heads: widths D and F of the layers, attention heads H.
+        scale_factor: attention scores are divided by sqrt(D / H * scale_factor).
+        image_bucket_size: side of the largest patch grid that the image position tables hold.
+        token_bucket_size: buckets of relative text positions in each direction.
+        max_positions: longest text in tokens.
+        dropout: of embeddings and every residual branch; attention_dropout: of probabilities; activation_dropout: after the GELU.
     """
 
-    def __init__(self, dim: int, heads: int, scale_factor: float = 2.0, dropout: float = 0.0):
+    dim: int
+    ffn_dim: int
+    heads: int
+    scale_factor: float = 2.0
+    image_bucket_size: int = 42
+    token_bucket_size: int = 256
+    max_positions: int = 1024
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+
+    @property
+    def score_scale(self) -> float:
+        """Factor of the attention scores, and of the position scores that join them."""
+        return (self.dim / self.heads * self.scale_factor) ** -0.5
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head attention with one learned scale per head (`c_attn`)."""
+
+    def __init__(self, sizes: Sizes):
         super().__init__()
+        dim, heads = sizes.dim, sizes.heads
         if dim % heads:
             raise ValueError(f"width {dim} is not a multiple of {heads} heads")
         self.heads = heads
-        self.scale = (dim / heads * scale_factor) ** -0.5
-        self.dropout = dropout
+        self.scale = sizes.score_scale
+        self.dropout = sizes.attention_dropout
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)
         self.q_proj = nn.Linear(dim, dim)
@@ -68,31 +96,21 @@ class TransformerLayer(nn.Module):
     """Base of the encoder and decoder layers: the feed-forward half and the residual branches.
 
     Args:
-        dim, ffn_dim, heads: sizes; scale_factor: see MultiheadAttention.
-        dropout: of every residual branch; attention_dropout: of probabilities; activation_dropout: after the GELU.
+        sizes: see there.
         drop_path: probability of dropping a branch of a sample.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        ffn_dim: int,
-        heads: int,
-        scale_factor: float = 2.0,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        activation_dropout: float = 0.0,
-        drop_path: float = 0.0,
-    ):
+    def __init__(self, sizes: Sizes, drop_path: float = 0.0):
         super().__init__()
-        self.self_attn = MultiheadAttention(dim, heads, scale_factor, attention_dropout)
+        dim, ffn_dim = sizes.dim, sizes.ffn_dim
+        self.self_attn = MultiheadAttention(sizes)
         self.self_attn_layer_norm = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, ffn_dim)
         self.fc2 = nn.Linear(ffn_dim, dim)
         self.ffn_layernorm = nn.LayerNorm(ffn_dim)
         self.final_layer_norm = nn.LayerNorm(dim)
-        self.dropout = dropout
-        self.activation_dropout = activation_dropout
+        self.dropout = sizes.dropout
+        self.activation_dropout = sizes.activation_dropout
         self.drop_path = DropPath(drop_path)
 
     def residual(self, x: Tensor, branch: Tensor) -> Tensor:
@@ -114,9 +132,9 @@ class TransformerLayer(nn.Module):
 class EncoderLayer(TransformerLayer):
     """Pre-norm self-attention and feed-forward layer of the encoder; arguments of TransformerLayer."""
 
-    def __init__(self, dim: int, *args, **kwargs):
-        super().__init__(dim, *args, **kwargs)
-        self.attn_ln = nn.LayerNorm(dim)
+    def __init__(self, sizes: Sizes, drop_path: float = 0.0):
+        super().__init__(sizes, drop_path)
+        self.attn_ln = nn.LayerNorm(sizes.dim)
 
     def forward(self, x: Tensor, bias: AttentionBias, key_padding: Optional[Tensor] = None) -> Tensor:
         """x (B, T, D), bias of (H, T, T), key_padding (B, T) -> (B, T, D)."""
@@ -128,14 +146,12 @@ class EncoderLayer(TransformerLayer):
 class DecoderLayer(TransformerLayer):
     """Pre-norm self-attention, cross-attention and feed-forward layer of the decoder; arguments of TransformerLayer."""
 
-    def __init__(
-        self, dim: int, ffn_dim: int, heads: int, scale_factor: float = 2.0, dropout: float = 0.0, attention_dropout: float = 0.0, **kwargs
-    ):
-        super().__init__(dim, ffn_dim, heads, scale_factor, dropout, attention_dropout, **kwargs)
-        self.self_attn_ln = nn.LayerNorm(dim)
-        self.encoder_attn = MultiheadAttention(dim, heads, scale_factor, attention_dropout)
-        self.encoder_attn_layer_norm = nn.LayerNorm(dim)
-        self.cross_attn_ln = nn.LayerNorm(dim)
+    def __init__(self, sizes: Sizes, drop_path: float = 0.0):
+        super().__init__(sizes, drop_path)
+        self.self_attn_ln = nn.LayerNorm(sizes.dim)
+        self.encoder_attn = MultiheadAttention(sizes)
+        self.encoder_attn_layer_norm = nn.LayerNorm(sizes.dim)
+        self.cross_attn_ln = nn.LayerNorm(sizes.dim)
 
     def forward(
         self,
@@ -157,6 +173,11 @@ class DecoderLayer(TransformerLayer):
 def drop_path_rates(rate: float, layers: int) -> list[float]:
     """Rates of `layers` layers, rising linearly from 0 to `rate`."""
     return [rate * i / max(layers - 1, 1) for i in range(layers)]
+
+
+def bias_tables(layers: int, rows: int, heads: int) -> nn.ModuleList:
+    """A relative-position table (rows, H) for each layer."""
+    return nn.ModuleList(nn.Embedding(rows, heads) for _ in range(layers))
 
 
 def absolute_bias(

@@ -1,4 +1,10 @@
-"""A cache of attention biases for evaluation: they depend on the weights, the patch grid and the text length only."""
+"""A cache of attention biases for evaluation: they depend on the weights, the patch grid and the text length only.
+
+Autograd's version counters tell most changes of weights: loading a state dict, plain in-place operations, `torch_adamw`
+(which counts its fused steps itself). Writes through `.data`, as fairseq's own optimizers make them, go past the counters;
+they happen in training mode, and encoder and decoder drop their caches whenever the mode changes. Only code that writes
+through `.data` in evaluation mode has to call `BiasCache.clear`.
+"""
 
 from collections import OrderedDict
 from typing import Callable, Hashable

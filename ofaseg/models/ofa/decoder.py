@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ofaseg.models.ofa import embeddings
-from ofaseg.models.ofa.attention import DecoderLayer, absolute_bias, drop_path_rates
+from ofaseg.models.ofa.attention import DecoderLayer, Sizes, absolute_bias, bias_tables, drop_path_rates
 from ofaseg.models.ofa.bias_cache import BiasCache, may_cache, weights_version
 from ofaseg.models.ofa.encoder import EncoderOutput
 from ofaseg.models.ofa.recompute import dropout
@@ -21,10 +21,10 @@ class Decoder(nn.Module):
 
     Args:
         embed_tokens, seg_embed_tokens: the word and class embeddings, shared with the encoder.
-        layers, ffn_dim, heads, scale_factor: sizes of the transformer.
+        sizes: widths, position tables of the text decoder and dropout, as in the encoder.
+        layers: how many.
         side: side of the square grid of the segmentation positions (training image side / stride).
-        image_bucket_size, token_bucket_size, max_positions: sizes of the position tables of the text decoder.
-        dropout, attention_dropout, activation_dropout, drop_path: regularisation while training.
+        drop_path: stochastic depth of the last layer, rising linearly from 0.
         bos: dictionary id of the first input.
         input_type: one of DECODER_INPUTS.
         full_context: every position sees all positions; False is causal.
@@ -35,17 +35,9 @@ class Decoder(nn.Module):
         self,
         embed_tokens: nn.Embedding,
         seg_embed_tokens: nn.Embedding,
+        sizes: Sizes,
         layers: int,
-        ffn_dim: int,
-        heads: int,
         side: int,
-        scale_factor: float = 2.0,
-        image_bucket_size: int = 42,
-        token_bucket_size: int = 256,
-        max_positions: int = 1024,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        activation_dropout: float = 0.0,
         drop_path: float = 0.0,
         bos: int = 0,
         input_type: str = "encoder_output",
@@ -55,9 +47,9 @@ class Decoder(nn.Module):
         super().__init__()
         if input_type not in DECODER_INPUTS:
             raise ValueError(f"decoder_input_type {input_type!r} is not one of {', '.join(DECODER_INPUTS)}")
-        dim = embed_tokens.embedding_dim
-        self.heads, self.side, self.bos, self.max_positions = heads, side, bos, max_positions
-        self.position_scale = (dim / heads * scale_factor) ** -0.5
+        dim, heads = sizes.dim, sizes.heads
+        self.heads, self.side, self.bos, self.max_positions = heads, side, bos, sizes.max_positions
+        self.position_scale = sizes.score_scale
         self.input_type, self.full_context = input_type, full_context
         self.seg_embed_tokens = seg_embed_tokens
         self.seg_projection = nn.Linear(dim, seg_embed_tokens.num_embeddings, bias=False)
@@ -65,8 +57,8 @@ class Decoder(nn.Module):
             self.seg_projection.weight = seg_embed_tokens.weight
         self.embed_tokens = embed_tokens
         self.layernorm_embedding = nn.LayerNorm(dim)
-        self.embed_positions = nn.Embedding(max_positions + 2, dim)
-        self.embed_image_positions = nn.Embedding(image_bucket_size**2 + 1, dim)
+        self.embed_positions = nn.Embedding(sizes.max_positions + 2, dim)
+        self.embed_image_positions = nn.Embedding(sizes.image_bucket_size**2 + 1, dim)
         self.embed_seg_positions = nn.Embedding(side**2 + 1, dim)
         self.pos_ln = nn.LayerNorm(dim)
         self.image_pos_ln = nn.LayerNorm(dim)
@@ -76,27 +68,21 @@ class Decoder(nn.Module):
         self.cross_pos_q_linear = nn.Linear(dim, dim)
         self.cross_pos_k_linear = nn.Linear(dim, dim)
         self.code_layernorm_embedding = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                dim, ffn_dim, heads, scale_factor, dropout, attention_dropout, activation_dropout=activation_dropout, drop_path=rate
-            )
-            for rate in drop_path_rates(drop_path, layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(sizes, rate) for rate in drop_path_rates(drop_path, layers))
         self.layer_norm = nn.LayerNorm(dim)
-        self.token_rel_pos_table_list = nn.ModuleList(nn.Embedding(2 * token_bucket_size - 1, heads) for _ in range(layers))
-        self.image_rel_pos_table_list = nn.ModuleList(
-            nn.Embedding(embeddings.num_image_buckets(image_bucket_size), heads) for _ in range(layers)
-        )
-        self.seg_rel_pos_table_list = nn.ModuleList(nn.Embedding(embeddings.num_image_buckets(side), heads) for _ in range(layers))
-        self.dropout = dropout
+        self.token_rel_pos_table_list = bias_tables(layers, 2 * sizes.token_bucket_size - 1, heads)
+        self.image_rel_pos_table_list = bias_tables(layers, embeddings.num_image_buckets(sizes.image_bucket_size), heads)
+        self.seg_rel_pos_table_list = bias_tables(layers, embeddings.num_image_buckets(side), heads)
+        self.dropout = sizes.dropout
         self.bias_cache = BiasCache()
 
     def _dropped(self, x: Tensor) -> Tensor:
         return dropout(x, self.dropout) if self.training else x
 
     def train(self, mode: bool = True) -> "Decoder":
-        """As `nn.Module.train`."""
-        self.bias_cache.clear()
+        """As `nn.Module.train`; a change of mode drops cached biases."""
+        if mode != self.training:
+            self.bias_cache.clear()
         return super().train(mode)
 
     def text_only_parameters(self) -> list[nn.Parameter]:

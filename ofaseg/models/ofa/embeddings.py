@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ofaseg.utils.resize import resize_matrix
+
 MAX_TOKEN_DISTANCE = 1024
 """Distances of text tokens are bucketed up to here, whatever the longest text of a model is."""
 
@@ -37,13 +39,6 @@ def num_image_buckets(bucket_size: int) -> int:
     cells; the last three are special token to cell, cell to special token, and special token to itself.
     """
     return (2 * bucket_size - 1) ** 2 + 3
-
-
-@functools.lru_cache(maxsize=256)
-def resize_matrix(size: int, side: int) -> Tensor:
-    """(size, side) matrix of the bilinear resize from `side` to `size` samples (align_corners False)."""
-    eye = torch.eye(side).unsqueeze(0)
-    return F.interpolate(eye, size=size, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 @functools.lru_cache(maxsize=256)

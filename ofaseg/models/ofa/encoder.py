@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ofaseg.models.ofa import embeddings
-from ofaseg.models.ofa.attention import EncoderLayer, absolute_bias, drop_path_rates
+from ofaseg.models.ofa.attention import EncoderLayer, Sizes, absolute_bias, bias_tables, drop_path_rates
 from ofaseg.models.ofa.bias_cache import BiasCache, may_cache, weights_version
 from ofaseg.models.ofa.recompute import dropout
 from ofaseg.models.ofa.relative import AttentionBias, GridTerm, TextTerm
@@ -39,10 +39,10 @@ class Encoder(nn.Module):
         embed_tokens: the (V, D) word embedding, shared with the decoder.
         seg_embed_tokens: the (C, D) class embedding, shared with the decoder.
         image_encoder: module images (B, 3, H, W) -> dict of feature maps, with `out_feature`, `out_channels`.
-        layers, ffn_dim, heads, scale_factor: sizes of the transformer.
+        sizes: widths, position tables and dropout, as in the decoder.
+        layers: how many.
         side: side of the square patch grid that the position tables are meant for.
-        image_bucket_size, token_bucket_size, max_positions: sizes of the position tables.
-        dropout, attention_dropout, activation_dropout, drop_path: regularisation while training.
+        drop_path: stochastic depth of the last layer, rising linearly from 0.
         direct_small_grids: grids of at most side*side patches read the corner of the absolute table as it is, and word
             mosaics that of the relative tables too, as the published code does; otherwise tables are resized to them.
         train_image_encoder: False keeps the image encoder and its projection frozen, without gradient or batch statistics.
@@ -53,27 +53,19 @@ class Encoder(nn.Module):
         embed_tokens: nn.Embedding,
         seg_embed_tokens: nn.Embedding,
         image_encoder: nn.Module,
+        sizes: Sizes,
         layers: int,
-        ffn_dim: int,
-        heads: int,
         side: int,
-        scale_factor: float = 2.0,
-        image_bucket_size: int = 42,
-        token_bucket_size: int = 256,
-        max_positions: int = 1024,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        activation_dropout: float = 0.0,
         drop_path: float = 0.0,
         direct_small_grids: bool = False,
         train_image_encoder: bool = False,
     ):
         super().__init__()
-        dim = embed_tokens.embedding_dim
+        dim, heads, image_bucket_size = sizes.dim, sizes.heads, sizes.image_bucket_size
         if side > image_bucket_size:
             raise ValueError(f"a grid of side {side} needs image_bucket_size >= {side}, not {image_bucket_size}")
-        self.heads, self.side, self.image_bucket_size, self.max_positions = heads, side, image_bucket_size, max_positions
-        self.position_scale = (dim / heads * scale_factor) ** -0.5
+        self.heads, self.side, self.image_bucket_size, self.max_positions = heads, side, image_bucket_size, sizes.max_positions
+        self.position_scale = sizes.score_scale
         self.direct_small_grids = direct_small_grids
         self.train_image_encoder = train_image_encoder
         self.embed_tokens = embed_tokens
@@ -83,22 +75,17 @@ class Encoder(nn.Module):
         self.embed_images = image_encoder
         self.image_proj = nn.Linear(image_encoder.out_channels[image_encoder.out_feature], dim)
         self.patch_layernorm_embedding = nn.LayerNorm(dim)
-        self.embed_positions = nn.Embedding(max_positions + 2, dim)
+        self.embed_positions = nn.Embedding(sizes.max_positions + 2, dim)
         self.embed_image_positions = nn.Embedding(image_bucket_size**2 + 1, dim)
         self.pos_ln = nn.LayerNorm(dim)
         self.image_pos_ln = nn.LayerNorm(dim)
         self.pos_q_linear = nn.Linear(dim, dim)
         self.pos_k_linear = nn.Linear(dim, dim)
-        self.layers = nn.ModuleList(
-            EncoderLayer(dim, ffn_dim, heads, scale_factor, dropout, attention_dropout, activation_dropout, rate)
-            for rate in drop_path_rates(drop_path, layers)
-        )
+        self.layers = nn.ModuleList(EncoderLayer(sizes, rate) for rate in drop_path_rates(drop_path, layers))
         self.layer_norm = nn.LayerNorm(dim)
-        self.token_rel_pos_table_list = nn.ModuleList(nn.Embedding(2 * token_bucket_size - 1, heads) for _ in range(layers))
-        self.image_rel_pos_table_list = nn.ModuleList(
-            nn.Embedding(embeddings.num_image_buckets(image_bucket_size), heads) for _ in range(layers)
-        )
-        self.dropout = dropout
+        self.token_rel_pos_table_list = bias_tables(layers, 2 * sizes.token_bucket_size - 1, heads)
+        self.image_rel_pos_table_list = bias_tables(layers, embeddings.num_image_buckets(image_bucket_size), heads)
+        self.dropout = sizes.dropout
         self.bias_cache = BiasCache()
         self.train(self.training)
 
@@ -106,11 +93,12 @@ class Encoder(nn.Module):
         return dropout(x, self.dropout) if self.training else x
 
     def train(self, mode: bool = True) -> "Encoder":
-        """As `nn.Module.train`; a frozen image encoder stays in evaluation mode."""
-        super().train(mode)
-        self.bias_cache.clear()
-        if not self.train_image_encoder:
-            self.embed_images.eval()
+        """As `nn.Module.train`; a frozen image encoder stays in evaluation mode, and a change of mode drops cached biases."""
+        if mode != self.training:
+            self.bias_cache.clear()
+        self.training = mode
+        for child in self.children():
+            child.train(mode and (child is not self.embed_images or self.train_image_encoder))
         return self
 
     def embed_photo(self, images: Tensor) -> tuple[Tensor, Tensor]:
