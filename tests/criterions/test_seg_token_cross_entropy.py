@@ -70,3 +70,18 @@ def test_validation_at_native_sizes_counts_photos_with_labels():
         expected = expected + F.cross_entropy(full, label_map[None])
     torch.testing.assert_close(loss, expected)
     assert sample_size == 2
+
+
+def test_a_step_never_waits_for_the_device(monkeypatch):
+    """Loss and sample size stay where the scores are until the logs are reduced."""
+
+    def refuse(tensor):
+        raise AssertionError("a number was read from the device")
+
+    model, criterion, sample = Linear(), SegTokenCrossEntropy(None, 0.1), batch(*samples())
+    for name in ("__int__", "__float__", "__bool__", "__index__", "item", "tolist", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    loss, _, log = criterion(model, sample)
+    loss.backward()
+    monkeypatch.undo()
+    assert log["loss"] > 0
