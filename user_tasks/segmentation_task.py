@@ -42,7 +42,9 @@ class SegmentationTaskConfig(FairseqDataclass):
     resnet_iters: int = field(default=0, metadata={"help": "iterations of feature propagation in evaluation, 0 = off (paper: 25)"})
     resnet_prob_temperature: float = field(default=1.0, metadata={"help": "temperature of the propagated probabilities"})
     # a live loader would keep the epoch its workers were started with
-    reuse_dataloader: bool = field(default=False, metadata={"help": "keep data workers over epochs"})
+    reuse_dataloader: bool = field(default=False, metadata={"help": "keep one data loader over epochs; needs --persistent-workers"})
+    # fairseq's default True keeps the workers of every finished epoch and validation alive: memory fills up, epoch by epoch
+    persistent_workers: bool = field(default=False, metadata={"help": "keep data workers alive after their epoch"})
     seed: int = II("common.seed")
 
 

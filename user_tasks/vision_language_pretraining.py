@@ -64,7 +64,9 @@ class VisionLanguagePretrainingTaskConfig(FairseqDataclass):
     )
     autocast: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
     strict_rows: bool = field(default=False, metadata={"help": "stop at the first bad row instead of leaving it out"})
-    reuse_dataloader: bool = field(default=False, metadata={"help": "keep data workers over epochs"})
+    reuse_dataloader: bool = field(default=False, metadata={"help": "keep one data loader over epochs; needs --persistent-workers"})
+    # fairseq's default True keeps the workers of every finished epoch and validation alive: memory fills up, epoch by epoch
+    persistent_workers: bool = field(default=False, metadata={"help": "keep data workers alive after their epoch"})
     seed: int = II("common.seed")
 
 
