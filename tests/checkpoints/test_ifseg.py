@@ -42,8 +42,16 @@ def test_ifseg(tmp_path):
 
 def test_fairseq_strict_loading_uses_the_same_rules():
     model = nano()
-    model.load_state_dict(ofa_state(model), strict=True)
+    state = ofa_state(model)
+    words = state["encoder.embed_tokens.weight"]
+    model.load_state_dict(state, strict=True)
+    assert torch.equal(model.encoder.embed_tokens.weight[:-1], words)
+    torch.testing.assert_close(model.class_embeddings(), model.class_words())
+    with torch.no_grad():
+        model.class_embeddings().add_(1)
+    trained = model.class_embeddings().clone()
     model.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(model.class_embeddings(), trained), "a run that goes on keeps its class embeddings"
 
 
 def test_batch_counters_of_a_trained_image_encoder(tmp_path):

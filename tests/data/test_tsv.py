@@ -275,9 +275,9 @@ class TestFaults:
             ShardReader([])
 
     def test_the_error_survives_pickling(self, path):
-        try:
+        with pytest.raises(ShardError) as caught:
             ShardReader(damage(path, 2, lambda line: b"*" + line))[2]
-        except ShardError as error:
-            copy = pickle.loads(pickle.dumps(error))
-            assert (str(copy), copy.row, copy.column) == (str(error), 2, "image")
-            assert str(ShardError(str(error))) == str(error)  # how a data loader raises it again
+        error = caught.value
+        copy = pickle.loads(pickle.dumps(error))
+        assert (str(copy), copy.row, copy.column) == (str(error), 2, "image")
+        assert str(ShardError(str(error))) == str(error)  # how a data loader raises it again
