@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ofaseg.data import codec
-from ofaseg.data.pretraining_dataset import PretrainingDataError, PretrainingDataset, PretrainingSymbols, clip_box, location_tokens
+from ofaseg.data.pretraining_dataset import PretrainingDataset, PretrainingSymbols, clip_box, location_tokens
 from ofaseg.data.pretraining_mixture import TASKS, PretrainingMixture, PretrainingSettingsError
 from ofaseg.data.rows import ShardError, place
 from ofaseg.tokenizers import TokenizerError
