@@ -14,6 +14,9 @@ from ofaseg.vocabulary import VocabularyError
 _EXTENSIONS = (".tsv", ".parquet")
 _SHARD_NAME = re.compile(r"^(?P<split>.+?)(?:-(?P<number>\d{5,})-of-(?P<count>\d{5,}))?\.(?P<format>tsv|parquet)$")
 _VALIDATION_NAMES = ("valid", "val", "validation")
+BY_SPLIT = ("num_rows", "content_hash", "files")
+FOLDER_KEYS = ("columns", "format", "writing", *BY_SPLIT)
+"""What vocabulary.json says of the files, beside what it says of the classes."""
 
 
 def split_names(split: str) -> tuple[str, ...]:

@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Optional
 
 from ofaseg.atomic import atomic_write
-from ofaseg.data.folder import list_splits, shard_name
+from ofaseg.data.folder import BY_SPLIT, FOLDER_KEYS, list_splits, shard_name
 from ofaseg.data.parquet import ParquetPart
 from ofaseg.data.rows import ShardError, check_columns, normalise_row, row_digest
 from ofaseg.data.tsv import TsvPart, index_path
 from ofaseg.vocabulary import ClassVocabulary
 
 PARTS = {"tsv": TsvPart, "parquet": ParquetPart}
-_BY_SPLIT = ("num_rows", "content_hash", "files")
-_MANAGED_KEYS = ("columns", "format", "writing", *_BY_SPLIT)
 
 
 @dataclass
@@ -148,7 +146,7 @@ class ShardWriter:
         self._write_description(self._entries(names), folder)
 
     def _entries(self, names: list[str]) -> dict:
-        """What vocabulary.json says of this split, by key of `_BY_SPLIT`."""
+        """What vocabulary.json says of this split, by key of `BY_SPLIT`."""
         files = [
             {"name": name, "rows": len(file.digests), "content_hash": content_hash(file.digests)}
             for name, file in zip(names, self._files)
@@ -169,14 +167,14 @@ class ShardWriter:
         """
         path = self.root / "vocabulary.json"
         classes = self.vocabulary.to_json() if self.vocabulary is not None else {}
-        new = {key: value for key, value in classes.items() if key not in _MANAGED_KEYS}
+        new = {key: value for key, value in classes.items() if key not in FOLDER_KEYS}
         new |= {"columns": list(self.columns), "format": self.format}
-        by_split: dict[str, dict] = {key: {} for key in _BY_SPLIT}
+        by_split: dict[str, dict] = {key: {} for key in BY_SPLIT}
         writing: set[str] = set()
         if path.exists():
             try:
                 old = json.loads(path.read_text(encoding="utf-8"))
-                by_split = {key: dict(old.get(key, {})) for key in _BY_SPLIT}
+                by_split = {key: dict(old.get(key, {})) for key in BY_SPLIT}
                 writing = set(old.get("writing", ()))
             except (ValueError, AttributeError, TypeError) as error:
                 raise ShardError.at(path, f"not the description of a data folder ({error}); remove it or choose another folder") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import List, Optional, Union
 
 from ofaseg.data import rows as row_types
-from ofaseg.data.folder import check_row_counts, check_written, expand_paths, find_split, list_splits, read_description
+from ofaseg.data.folder import FOLDER_KEYS, check_row_counts, check_written, expand_paths, find_split, list_splits, read_description
 from ofaseg.data.parquet import ParquetShard
 from ofaseg.data.rows import COLUMNS, ShardError
 from ofaseg.data.shard_writer import ShardWriter
@@ -33,7 +33,8 @@ def load_vocabulary(root) -> Optional[ClassVocabulary]:
     data = read_description(root)
     if data is None or "names" not in data:
         return None
-    return ClassVocabulary.from_json(data, str(Path(root) / "vocabulary.json"))
+    classes = {key: value for key, value in data.items() if key not in FOLDER_KEYS}
+    return ClassVocabulary.from_json(classes, str(Path(root) / "vocabulary.json"))
 
 
 def _selected_positions(selected_cols: str, columns) -> dict[str, int]:

@@ -67,6 +67,7 @@ class TestRoundTrip:
         assert vocabulary.palette == VOCABULARY.palette and vocabulary.ignore_label == 255 and vocabulary.source == "test"
         description = json.loads((folder / "vocabulary.json").read_text())
         assert description["num_rows"] == {"train": N} and description["columns"] == list(COLUMNS)
+        assert vocabulary.extra == {}  # what is said of the files is not the classes' business, nor a checkpoint's
         assert load_vocabulary(folder / "nothing here") is None
 
 
