@@ -343,6 +343,7 @@ def _announce_epoch_length() -> bool:
 
 def _resume_task_state() -> bool:
     from fairseq import checkpoint_utils
+    from fairseq.distributed import utils as distributed_utils
     from fairseq.trainer import Trainer
 
     if "task.load_state_dict" in inspect.getsource(Trainer.load_checkpoint):
@@ -350,21 +351,32 @@ def _resume_task_state() -> bool:
     original = Trainer.load_checkpoint
 
     @functools.wraps(original)
-    def load_checkpoint(self, *args, **kwargs):
-        read = checkpoint_utils.load_checkpoint_to_cpu
+    def load_checkpoint(self, filename, reset_optimizer=False, *args, **kwargs):
+        read, broadcast = checkpoint_utils.load_checkpoint_to_cpu, distributed_utils.broadcast_object
+
+        def tell(state):
+            if not reset_optimizer:  # else this is a new run from old weights
+                self.task.load_state_dict(state.get("task_state") or {})
+            return state
 
         @functools.wraps(read)
         def read_and_tell(*read_args, **read_kwargs):
             state = read(*read_args, **read_kwargs)
-            self.task.load_state_dict(state.get("task_state") or {})
-            return state
+            alone = self.data_parallel_world_size == 1 or read_kwargs.get("load_on_all_ranks")
+            return tell(state) if alone else state
 
-        # the trainer keeps the file's content to itself, so the task is told while it is read
-        checkpoint_utils.load_checkpoint_to_cpu = read_and_tell
+        @functools.wraps(broadcast)
+        def broadcast_and_tell(*broadcast_args, **broadcast_kwargs):
+            value = broadcast(*broadcast_args, **broadcast_kwargs)
+            return tell(value) if isinstance(value, dict) and "extra_state" in value else value
+
+        # the trainer keeps the file's content to itself, so the task is told where every process gets hold of it: a
+        # complaint of one process alone would leave the others waiting
+        checkpoint_utils.load_checkpoint_to_cpu, distributed_utils.broadcast_object = read_and_tell, broadcast_and_tell
         try:
-            return original(self, *args, **kwargs)
+            return original(self, filename, reset_optimizer, *args, **kwargs)
         finally:
-            checkpoint_utils.load_checkpoint_to_cpu = read
+            checkpoint_utils.load_checkpoint_to_cpu, distributed_utils.broadcast_object = read, broadcast
 
     Trainer.load_checkpoint = load_checkpoint
     return True

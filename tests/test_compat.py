@@ -145,6 +145,15 @@ def test_p8_a_task_checks_what_it_resumes(train):
     train("--toy-words", "dog cat", off="P8", updates=3).check()
     assert "began with the words 'dog cat'" in train("--toy-words", "cat dog", updates=4).text
     train("--toy-words", "dog cat", updates=4).check()
+    train("--toy-words", "cat dog", "--reset-optimizer", "--reset-dataloader", updates=6).check()  # a new run from old weights
+
+
+def test_p8_every_process_complains_itself(train):
+    """A complaint of rank 0 alone would leave the others waiting for it."""
+    train("--toy-words", "cat dog", nproc=2).check()
+    refused = train("--toy-words", "dog cat", updates=4, nproc=2)
+    assert refused.returncode and all("began with the words 'cat dog'" in text for text in refused.texts)
+    train("--toy-words", "cat dog", updates=4, nproc=2).check()
 
 
 def test_p7_importing_leaves_the_root_logger_alone():
