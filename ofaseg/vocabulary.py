@@ -3,7 +3,7 @@
 import colorsys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Sequence
 
 IGNORE_INDEX = -1
 """The class id of a pixel that has no label, everywhere after a label map has been decoded."""
@@ -62,6 +62,14 @@ def check_class_names(names, where: str) -> None:
         if name in seen:
             raise VocabularyError(f"{where}: class name {name!r} stands twice (classes {seen[name]} and {k}); merge or rename one")
         seen[name] = k
+
+
+def name_difference(there: Sequence[str], here: Sequence[str]) -> str:
+    """How the class names of a file (`there`) differ from those of this run, for messages; "" for the same ones in one order."""
+    if len(there) != len(here):
+        return f"{len(there)} classes there, {len(here)} here"
+    k = next((k for k, (a, b) in enumerate(zip(there, here)) if a != b), None)
+    return "" if k is None else f"class {k} is {there[k]!r} there, {here[k]!r} here"
 
 
 @dataclass(frozen=True)

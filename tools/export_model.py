@@ -1,10 +1,6 @@
-"""A checkpoint of fairseq-train as safetensors + JSON: `tools/export_model.py CHECKPOINT OUT.safetensors [--half] [--command TEXT]`.
-
-Class embeddings are made anew from the class names, since pretraining changes the words after they were first made.
-"""
+"""A checkpoint of fairseq-train as safetensors + JSON: `tools/export_model.py CHECKPOINT OUT.safetensors [--half] [--command TEXT]`."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -15,14 +11,11 @@ if __package__ in (None, ""):  # run as a file: make the packages beside this fo
 
 from ofaseg.checkpoints import export_safetensors, load_model, load_state  # noqa: E402
 
-logger = logging.getLogger(__name__)
-
 
 def export(checkpoint: str, out: str, half: bool, command: str) -> dict:
     """Writes `out` and its JSON; returns the JSON's content. Raises CheckpointError for a file that cannot be used."""
     configuration = load_state(checkpoint)["cfg"]
     model, task = load_model(checkpoint)
-    model.init_class_embeddings()
     notes = {"training": {"seed": configuration["common"]["seed"], "command": command}}
     return export_safetensors(model, configuration, out, vocabulary=task.vocabulary, dtype=torch.float16 if half else None, notes=notes)
 

@@ -17,7 +17,7 @@ from ofaseg.data.segmentation_dataset import SegmentationDataset
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.evaluation import postprocess, semantic
 from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
-from ofaseg.vocabulary import ClassVocabulary, VocabularyError, resolve_vocabulary
+from ofaseg.vocabulary import ClassVocabulary, VocabularyError, name_difference, resolve_vocabulary
 from user_tasks.base_tasks import VocabularyTask
 
 logger = logging.getLogger(__name__)
@@ -88,11 +88,11 @@ class SegmentationTask(VocabularyTask):
         """Raises VocabularyError when a run is resumed with other classes than it was trained with."""
         if "vocabulary" in state_dict:
             trained = ClassVocabulary.from_json(state_dict["vocabulary"], "the checkpoint")
-            if trained.names != self.vocabulary.names:
+            difference = name_difference(trained.names, self.vocabulary.names)
+            if difference:
                 raise VocabularyError(
-                    f"the checkpoint was trained with {len(trained)} classes ({', '.join(trained.names[:3])}, ...), this run has "
-                    f"{len(self.vocabulary)} ({', '.join(self.vocabulary.names[:3])}, ...); to start from its weights, use --pretrained "
-                    "and another --save-dir"
+                    f"the checkpoint was trained with other classes ({difference}); to start from its weights, use --pretrained and "
+                    "another --save-dir"
                 )
 
     # ---- data ----

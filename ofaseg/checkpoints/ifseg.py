@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ofaseg.checkpoints.safe import load_state
 from ofaseg.models.ofa.state import CLASS_KEYS, CheckpointError
-from ofaseg.vocabulary import ClassVocabulary
+from ofaseg.vocabulary import ClassVocabulary, name_difference
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +78,17 @@ def _why_new_classes(state: dict, class_names: tuple[str, ...], where: str) -> s
     """Why the class rows of a loaded file are not those of `class_names`; "" when they are."""
     if not any(key in state["model"] for key in CLASS_KEYS):
         return "the file has none"
-    if ((state["cfg"] or {}).get("task") or {}).get("_name") == PRETRAINING_TASK:
+    if is_pretraining(state):
         return "pretraining changes the words they are made of"
     recorded = recorded_vocabulary(state, where)
     if recorded is None:
         return "the file does not say of which classes its own are"
-    if recorded.names == class_names:
-        return ""
-    if len(recorded) != len(class_names):
-        return f"the file has {len(recorded)} classes, this run {len(class_names)}"
-    k = next(k for k in range(len(recorded)) if recorded.names[k] != class_names[k])
-    return f"class {k} of the file is {recorded.names[k]!r}, here {class_names[k]!r}"
+    return name_difference(recorded.names, class_names)
+
+
+def is_pretraining(state: dict) -> bool:
+    """Whether a loaded file comes from pretraining: its class rows are older than the words they were made of."""
+    return ((state["cfg"] or {}).get("task") or {}).get("_name") == PRETRAINING_TASK
 
 
 def recorded_vocabulary(state: dict, where: str) -> Optional[ClassVocabulary]:

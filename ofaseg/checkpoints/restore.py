@@ -8,6 +8,7 @@ from typing import Optional
 from ofaseg.checkpoints.ifseg import (
     infer_architecture,
     is_official_configuration,
+    is_pretraining,
     load_weights,
     recorded_vocabulary,
     translate_configuration,
@@ -59,6 +60,7 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
     task = _build_task(task_name, task_config, class_names, recorded, path, "data" in overrides)
     names_made_rows = not any(model_config.get(key) for key in ("train_class_embedding", "random_class_embeddings", "untie_seg_projection"))
     same_classes = recorded.names == task.vocabulary.names if recorded is not None else not names_made_rows
+    same_classes = same_classes and not is_pretraining(state)
     model = task.build_model(_with_parent({"model": {**model_config, "_name": model_name}}).model)
     weights = state["model"]
     if state["ema"] and not is_official_configuration(state["cfg"] or {}):
@@ -158,6 +160,8 @@ def _vocabulary(
     from ofaseg.data.shards import load_vocabulary
 
     if config.class_names:
+        if not shards_given:
+            config.data = ""  # the names are free: the folder of the training run has no say, whether it still exists or not
         return task_class.resolve_vocabulary(config)
     folder = bool(config.data) and Path(config.data).is_dir()
     shards = load_vocabulary(config.data) if folder else None

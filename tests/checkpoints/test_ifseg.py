@@ -86,8 +86,8 @@ def recorded(names, task="seq2seq_segmentation") -> dict:
     [
         (recorded(NAMES), ""),
         ({"cfg": {"task": {"category_list": "red ball, grass,big blue sky"}}}, ""),
-        (recorded(("grass", "red ball", "big blue sky")), "class 0 of the file is 'grass', here 'red ball'"),
-        (recorded(NAMES[:2]), "the file has 2 classes, this run 3"),
+        (recorded(("grass", "red ball", "big blue sky")), "class 0 is 'grass' there, 'red ball' here"),
+        (recorded(NAMES[:2]), "2 classes there, 3 here"),
         (recorded(NAMES, "vision_language_pretraining"), "pretraining changes the words"),
         ({}, "the file does not say of which classes"),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -45,6 +46,16 @@ ROWS = 4 + len(WORDS) + 1 + 12 + 1
 def predict(model, task):
     image = torch.arange(96 * 96 * 3, dtype=torch.int64).view(96, 96, 3).mul(7).remainder(255).to(torch.uint8).numpy()
     return model.predict(**task.encode_image_for_predict(image)["net_input"]).class_logits
+
+
+def test_given_names_do_not_depend_on_whether_the_training_folder_still_exists(folder):
+    cfg = configuration(folder)
+    torch.save({"model": trained_model(cfg, ROWS).state_dict(), "cfg": cfg}, folder / "checkpoint.pt")
+    write_toy_shards(folder / "gone", "train", 1, names=NAMES)
+    for _ in range(2):
+        model, task = load_model(folder / "checkpoint.pt", class_names="water, tree")
+        assert task.vocabulary.names == ("water", "tree") and model.num_classes == 2
+        shutil.rmtree(folder / "gone", ignore_errors=True)
 
 
 def test_training_checkpoint(folder):

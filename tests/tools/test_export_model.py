@@ -1,13 +1,15 @@
-"""Exported checkpoints: class rows follow the words, and the shipped model is the one its card describes."""
+"""Exported checkpoints: class rows are kept or follow the words, and the shipped model is the one its card describes."""
 
 import hashlib
 import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from ofaseg.checkpoints import load_model
+from tools.export_model import export
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "ofaseg" / "assets" / "shapes"
 
@@ -24,3 +26,23 @@ def test_the_shipped_model_loads_with_class_rows_made_of_its_words():
     model, task = load_model(ASSETS / "segofa_nano.safetensors")
     assert len(task.vocabulary) == model.num_classes == 17
     assert torch.allclose(model.class_embeddings(), model.class_words(), atol=1e-2)
+
+
+@pytest.mark.parametrize("task, kept", [("seq2seq_segmentation", True), ("vision_language_pretraining", False)])
+def test_trained_class_rows_are_kept_and_those_of_pretraining_made_anew(tmp_path, task, kept):
+    """Pretraining changes the words after class rows were made from them; training changes the rows themselves."""
+    model, _ = load_model(ASSETS / "segofa_nano.safetensors")
+    about = json.loads((ASSETS / "segofa_nano.json").read_text())
+    with torch.no_grad():
+        model.class_embeddings().fill_(3.0)
+    cfg = {
+        "common": {"seed": 1},
+        "model": about["model"] | {"train_class_embedding": True},
+        "task": about["task"] | {"_name": task, "class_names": ", ".join(about["vocabulary"]["names"]), "data": str(tmp_path)},
+    }
+    torch.save({"model": model.state_dict(), "cfg": cfg}, tmp_path / "checkpoint.pt")
+    export(str(tmp_path / "checkpoint.pt"), str(tmp_path / "model.safetensors"), half=False, command="")
+    again, _ = load_model(tmp_path / "model.safetensors")
+    assert bool((again.class_embeddings() == 3.0).all()) == kept
+    if not kept:
+        assert torch.allclose(again.class_embeddings(), again.class_words(), atol=1e-6)

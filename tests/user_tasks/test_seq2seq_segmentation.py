@@ -119,7 +119,7 @@ def test_resuming_with_other_classes_is_refused(tmp_path):
     task = make_task(tmp_path, data=str(tmp_path / "d"), class_names="red, green")
     other = make_task(tmp_path, data=str(tmp_path / "d"), class_names="red, blue")
     task.load_state_dict(task.state_dict())
-    with pytest.raises(VocabularyError, match="trained with 2 classes"):
+    with pytest.raises(VocabularyError, match="other classes .class 1 is 'green' there, 'blue' here"):
         other.load_state_dict(task.state_dict())
 
 

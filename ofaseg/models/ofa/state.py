@@ -101,7 +101,7 @@ def _upgrade_classes(state: dict, own: dict, class_table: Callable, report: Stat
     if rows is not None and len(rows) != expected:
         raise CheckpointError(
             f"the checkpoint was trained on {len(rows)} classes, this run has {expected}; give the same class list, "
-            "or start from its weights with --pretrained and another --save-dir"
+            "or, to train on from its weights, use --pretrained and another --save-dir"
         )
     if rows is not None:
         for key in CLASS_KEYS:
