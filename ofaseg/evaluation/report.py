@@ -36,7 +36,8 @@ def score_cell(scores: dict, key: str) -> str:
 def mean_over_runs(runs: Sequence[dict]) -> dict:
     """Scores of several runs over the same classes as one: means, with ``runs`` and the sample deviations in ``spread``.
 
-    One run is handed back as it is. Whatever is not a score (vocabulary, constant prediction, images) is the first run's.
+    One run is handed back as it is. Whatever is not a score (vocabulary, constant prediction, images) is the first run's; a
+    score that is undefined in some run is undefined in the mean.
 
     Raises:
         ValueError: the runs were scored over different class lists or different numbers of images.
@@ -46,13 +47,17 @@ def mean_over_runs(runs: Sequence[dict]) -> dict:
     for key in ("class_names", "images"):
         if any(run.get(key) != runs[0].get(key) for run in runs):
             raise ValueError(f"runs of one name must share {key}, got {[run.get(key) for run in runs]}; give them different names")
-    keys = [key for key, _ in COLUMNS if all(run.get(key) is not None for run in runs)]
-    means = {key: statistics.fmean(run[key] for run in runs) for key in keys}
+    values = {key: [run.get(key) for run in runs] for key, _ in COLUMNS}
+    merged = {key: _mean(found) for key, found in values.items()}
     for key in ("IoU_per_class", "acc_per_class"):
-        columns = zip(*(run[key] for run in runs), strict=True)
-        means[key] = [None if None in values else statistics.fmean(values) for values in columns]
-    spread = {key: statistics.stdev(run[key] for run in runs) for key in keys}
-    return runs[0] | means | {"runs": len(runs), "spread": spread}
+        if all(key in run for run in runs):
+            merged[key] = [_mean(found) for found in zip(*(run[key] for run in runs), strict=True)]
+    spread = {key: statistics.stdev(found) for key, found in values.items() if merged[key] is not None}
+    return runs[0] | merged | {"runs": len(runs), "spread": spread}
+
+
+def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
+    return None if None in values else statistics.fmean(values)
 
 
 def columns_with_values(results: Sequence[dict]) -> list[tuple[str, str]]:

@@ -48,7 +48,9 @@ def parse_betas(text) -> tuple:
 
 def _count_versions(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
     """After a step: fused kernels and the broadcasts of ZeRO change weights without telling autograd, on which caches rely."""
-    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            torch.autograd.graph.increment_version(parameter)  # one by one: older torch takes no list
 
 
 def _fusable(parameters: list) -> bool:

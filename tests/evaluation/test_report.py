@@ -59,6 +59,8 @@ def test_runs_of_one_result_become_mean_and_deviation():
     row = report.markdown_table([("mine", merged)]).splitlines()[2]
     assert row.startswith("| mine (2 runs) | 82.5 ± 7.1 | 75.0 ± 0.0 |")
     assert report.mean_over_runs([first]) is first
+    for runs in ([first | {"mAcc": None}, second], [first, second | {"mAcc": None}]):  # undefined in one, undefined in the mean
+        assert report.mean_over_runs(runs)["mAcc"] is None
     with pytest.raises(ValueError, match="share images"):
         report.mean_over_runs([first, second | {"images": 3}])
 
