@@ -48,11 +48,23 @@ def test_the_programs_accept_what_a_script_would_run(script, tmp_path):
 
 @pytest.mark.parametrize("name", ["coco_unseen", "ade", "coco_stuff"])
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16])
-def test_published_runs_keep_their_batch_on_any_number_of_gpus(name, gpus, tmp_path):
+def test_published_runs_keep_their_batch_of_16(name, gpus, tmp_path):
     (command,) = dry_run(ROOT / "run_scripts" / "ifseg" / f"{name}.sh", tmp_path, NGPU=str(gpus))
     arguments = training_arguments(command)
     assert gpus * arguments.batch_size * arguments.update_freq[0] == 16 and arguments.lr == [5e-5]
     assert arguments.arch == "segofa_base" and not arguments.supervised
+
+
+def test_a_number_of_gpus_that_would_change_the_batch_is_refused(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        dry_run(ROOT / "run_scripts" / "ifseg" / "ade.sh", tmp_path, NGPU="3")
+    assert error.value.returncode == 2 and "cannot be shared by 3" in error.value.stderr
+
+
+def test_checkpoints_of_one_name_would_hide_each_other(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        dry_run(ROOT / "run_scripts" / "ifseg" / "shapes_seeds.sh", tmp_path, CHECKPOINTS="a/m.safetensors b/m.safetensors")
+    assert error.value.returncode == 2 and "different file names" in error.value.stderr
 
 
 def test_a_missing_input_is_named(tmp_path):

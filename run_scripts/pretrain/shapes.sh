@@ -3,7 +3,7 @@
 # weights, about 25 minutes on one free core:
 #   SEED=1 DATA=shards OUT=seed1 run_scripts/pretrain/shapes.sh [--dry-run] [fairseq-train flags]
 #   tools/export_model.py seed1/checkpoint_last.pt seed1.safetensors --half
-# DATA is a folder of shards (drawn when missing).
+# DATA is a folder of shards (drawn when missing). To go on from other weights: --finetune-from-model FILE.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 SEED="${SEED:-1}"
 DATA="${DATA:-$OUT/shards}"
