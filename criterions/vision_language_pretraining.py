@@ -84,6 +84,8 @@ class VisionLanguagePretraining(FairseqCriterion):
 
     def token_logits(self, model, sample: dict, captured: list) -> Tensor:
         """(B, T, V) float32 scores of all parts of a batch; for the alignment losses, `captured` receives its whole images' patches."""
+        if getattr(getattr(model, "module", None), "find_unused_parameters", False):
+            raise ValueError("--find-unused-parameters counts on one forward pass per step, pretraining makes several: leave it out")
         parts, run = [], model
         for key in INPUTS:
             if sample[key] is None:

@@ -79,6 +79,14 @@ class Wrapper(torch.nn.Module):
         return self.module(**inputs)
 
 
+def test_a_search_for_unused_parameters_is_refused():
+    """DDP would take what the first part leaves out for ready, and fail on the gradients of the others."""
+    wrapped = Wrapper(torch.nn.Linear(1, 1))
+    wrapped.module.find_unused_parameters = True
+    with pytest.raises(ValueError, match="leave it out"):
+        make_criterion().token_logits(wrapped, {}, [])
+
+
 def make_criterion(contrast=0.0, presence=0.0, captions=True):
     task = SimpleNamespace(cfg=SimpleNamespace(alignment_captions=captions), task_names=("a", "b"), content_word_ids=CONTENT.numpy())
     task.source_dictionary = task.target_dictionary = SimpleNamespace(pad=lambda: 0)
