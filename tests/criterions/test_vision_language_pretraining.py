@@ -124,9 +124,11 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
     def refuse(tensor):
         raise AssertionError("a number was read from the device")
 
-    for name in ("__int__", "__float__", "__bool__", "__index__", "item", "tolist", "cpu"):
+    criterion, model, batch = make_criterion(1.0, 0.5), Model(), make_batch("net_input", "text_input")
+    for name in ("__int__", "__float__", "__bool__", "__index__", "item", "tolist", "cpu", "numpy", "nonzero", "unique", "masked_select"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    loss, sample_size, log = make_criterion(1.0, 0.5)(Model(), make_batch("net_input", "text_input"))
+    loss, sample_size, log = criterion(model, batch)
+    loss.backward()
     monkeypatch.undo()
     assert type(sample_size) is int and sample_size == 6 == log["_token_counts"][0, 1]
 
