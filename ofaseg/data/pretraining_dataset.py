@@ -153,6 +153,8 @@ class PretrainingDataset(SegmentationDataset):
 
     def _checked_box(self, row: dict, k: int) -> dict:
         entry = row["boxes"][k]
+        if not isinstance(entry, dict):  # Parquet files of other writers may hold nulls in any list
+            raise _bad(row, "boxes", f"box {k} is not a box with a text ({entry!r:.60}); correct it or leave it out")
         try:
             box = clip_box(entry["box"], self.image_side)
         except ValueError as error:
@@ -187,6 +189,9 @@ class PretrainingDataset(SegmentationDataset):
         """Dictionary ids of one of the row's captions."""
         if not row["captions"]:
             raise _bad(row, "captions", "the row has no caption; add one, or set the weights of caption and infill to 0")
+        for k, text in enumerate(row["captions"]):
+            if not isinstance(text, str):
+                raise _bad(row, "captions", f"caption {k} is not a text ({text!r:.60}); correct it or leave it out")
         return self._words(row, "captions", row["captions"][rng.integers(len(row["captions"]))])
 
     # ---- samples ----

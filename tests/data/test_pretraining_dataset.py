@@ -1,13 +1,16 @@
 """Pretraining samples: what each task's source and target hold, determinism, and the collated batch."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ofaseg.data import codec
+from ofaseg.data import codec, parquet
 from ofaseg.data.pretraining_dataset import PretrainingDataset, PretrainingSymbols, clip_box, location_tokens
 from ofaseg.data.pretraining_mixture import TASKS, PretrainingMixture, PretrainingSettingsError
 from ofaseg.data.rows import ShardError, place
+from ofaseg.data.shards import ShardReader
 from ofaseg.tokenizers import TokenizerError
 from ofaseg.vocabulary import ClassVocabulary
 
@@ -194,6 +197,11 @@ def with_box(*corners, text="red ball"):
         (dict(caption=1, rows=[ROW | {"image": b"no picture"}]), "row 0, column image: not an image"),
         (dict(box=1, rows=[ROW | {"boxes": []}]), "row 0, column boxes: the row has no boxes; set the weights"),
         (dict(caption=1, rows=[ROW | {"captions": []}]), "row 0, column captions: the row has no caption; add one"),
+        (dict(caption=1, rows=[ROW | {"captions": [None, "grass"]}]), "row 0, column captions: caption 0 is not a text .None.; correct it"),
+        (dict(infill=1, rows=[ROW | {"captions": ["grass", None]}]), "row 0, column captions: caption 1 is not a text"),
+        (dict(box=1, rows=[ROW | {"boxes": [None]}]), "row 0, column boxes: box 0 is not a box with a text .None.; correct it"),
+        (dict(box=1, rows=[ROW | {"boxes": [{"box": None, "text": "ball"}]}]), "column boxes: box 0 .* is not four finite numbers"),
+        (dict(box=1, rows=[ROW | {"boxes": [ROW["boxes"][0] | {"text": None}]}]), "column boxes: box 0 has no text"),
         (dict(caption=1, rows=[ROW | {"captions": ["a zebra"]}]), "row 0, column captions: the word 'zebra'"),
         (dict(box=1, rows=[ROW | {"boxes": [ROW["boxes"][0] | {"text": "zebra"}]}]), "row 0, column boxes: the word 'zebra'"),
         (dict(box=1, rows=with_box(8, 4, 4, 8)), r"row 0, column boxes: box 1 .* needs x0 < x1 and y0 < y1; correct it"),
@@ -210,6 +218,18 @@ def test_a_bad_row_is_named_and_left_out(options, message, caplog):
     with pytest.raises(ShardError, match="no row of the training shards can be read; the first problem: rows.tsv, row 0"):
         data.collater([data[0]])
     assert "row 0 is left out: rows.tsv, row 0" in caplog.text
+
+
+def test_null_entries_of_a_parquet_file_cost_only_their_rows(tmp_path):
+    rows = [ROW, ROW | {"captions": [None]}, ROW | {"boxes": [None]}, ROW]
+    table = pa.Table.from_pylist([row | {"image": {"bytes": row["image"]}} for row in rows], parquet.schema(["image", "captions", "boxes"]))
+    pq.write_table(table, tmp_path / "train.parquet")
+    mixture = PretrainingMixture(caption=1, box=0, ground=0, infill=0, copy=0, crop_side=8, substitution=0.5)
+    data = PretrainingDataset(ShardReader(str(tmp_path / "train.parquet")), VOCABULARY, encode, SYMBOLS, mixture, 1, 16)
+    batch = data.collater([data[k] for k in range(4)])
+    assert batch["id"].tolist() == [0, 3]
+    places = [f"{tmp_path}/train.parquet, row {k}, column {column}" for k, column in ((1, "captions"), (2, "boxes"))]
+    assert [message.split(":")[0] for message in batch["bad_rows"]] == places
 
 
 def test_a_bad_row_costs_only_itself():
