@@ -141,8 +141,12 @@ def _class_id(value) -> Optional[int]:
     return None if value is None else int(value)
 
 
+def _text(value) -> str:
+    return "" if value is None else str(value)
+
+
 def _boxes(value) -> list:
-    return [{"box": _box(b["box"]), "text": str(b.get("text", "")), "class_id": _class_id(b.get("class_id"))} for b in value or []]
+    return [{"box": _box(b["box"]), "text": _text(b.get("text")), "class_id": _class_id(b.get("class_id"))} for b in value or []]
 
 
 def _segments(value) -> list:

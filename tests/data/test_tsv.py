@@ -243,6 +243,13 @@ class TestFaults:
         with pytest.raises(ShardError, match="row 0, column boxes"):
             ShardReader(path)[0]
 
+    def test_a_box_without_text_is_not_described_as_none(self, tmp_path):
+        with ShardWriter(tmp_path, "train", VOCABULARY, ("image", "id", "boxes"), "tsv") as writer:
+            writer.write({name: make_row(2)[name] for name in ("image", "id", "boxes")})
+        path = tmp_path / "train-00000-of-00001.tsv"
+        path.write_bytes(path.read_bytes().replace(b'"text":"a car"', b'"text":null'))
+        assert [box["text"] for box in ShardReader(str(path))[0]["boxes"]] == ["", ""]
+
     def test_wrong_number_of_columns_in_own_file(self, tmp_path):
         with ShardWriter(tmp_path, "train", VOCABULARY, ("image", "id"), "tsv") as out:
             out.write({key: make_row(1)[key] for key in ("image", "id")})
