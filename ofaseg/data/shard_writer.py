@@ -11,6 +11,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -23,6 +25,7 @@ from ofaseg.data.tsv import TsvPart, index_path
 from ofaseg.vocabulary import ClassVocabulary
 
 PARTS = {"tsv": TsvPart, "parquet": ParquetPart}
+_LEFTOVER_SECONDS = 24 * 3600
 
 
 @dataclass
@@ -36,6 +39,44 @@ class _File:
 def content_hash(digests: list[bytes]) -> str:
     """The hash of rows in order, from their `row_digest`s."""
     return "sha256:" + hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _flush_folder(folder: int) -> None:
+    """Flushes a folder's entries to disk, so that a power cut keeps the order of renames."""
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        # FUSE, SMB and others cannot flush a folder and say so by one of these; the renames themselves are done
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+
+
+def _remove_leftovers(root: Path, split: str) -> None:
+    """Removes the temporary files that killed writers of `split` left in `root`.
+
+    A process that is not found may still run on another machine or in another container that shares the folder. A writer
+    writes to its newest file all the time, so its files go only when that one has been untouched for a day as well.
+    """
+    pattern = re.compile(rf"\.{re.escape(split)}-\d{{5,}}\.((\d+)-[0-9a-f]+)\.tmp")
+    files: dict[tuple[str, int], list[Path]] = {}
+    for path in root.iterdir():
+        if match := pattern.fullmatch(path.name):
+            files.setdefault((match[1], int(match[2])), []).append(path)
+    for (_, pid), paths in files.items():
+        with contextlib.suppress(OSError):  # of another user, or removed meanwhile: no reason not to write
+            if time.time() - max(path.stat().st_mtime for path in paths) > _LEFTOVER_SECONDS and not _is_running(pid):
+                for path in paths:
+                    path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's process; no number of a process, so not a name of ours
+        return True
+    return True
 
 
 class ShardWriter:
@@ -134,16 +175,37 @@ class ShardWriter:
         """Exchanges the files; `folder` is the descriptor of the root, flushed so that a power cut keeps the order too."""
         names = [shard_name(self.split, k, len(self._files), self.format) for k in range(len(self._files))]
         old = [Path(path) for path in list_splits(self.root).get(self.split, [])]
-        self._write_description({}, folder)
-        for file, name in zip(self._files, names):
-            os.replace(file.part.path, self.root / name)
-            file.part.renamed(self.root / name)
+        _remove_leftovers(self.root, self.split)
+        with self._mark_removed_unless_exchanged(folder):
+            self._write_description({}, folder)
+            for file, name in zip(self._files, names):
+                os.replace(file.part.path, self.root / name)
+                file.part.renamed(self.root / name)
         for path in old:
             if path.name not in names:
                 path.unlink()
                 index_path(path).unlink(missing_ok=True)
-        os.fsync(folder)
+        _flush_folder(folder)
         self._write_description(self._entries(names), folder)
+
+    @contextlib.contextmanager
+    def _mark_removed_unless_exchanged(self, folder: int):
+        """Puts vocabulary.json back as it was when the block fails before the first file was exchanged: the old ones are intact."""
+        path, first = self.root / "vocabulary.json", self._files[0].part.path
+        before = path.read_bytes() if path.exists() else None
+        try:
+            yield
+        except BaseException:
+            # whether the first file is still there, not a flag: Ctrl-C may come between the rename and setting one
+            if os.path.exists(first):
+                with contextlib.suppress(OSError):  # the mark stays then, and readers ask for another write
+                    if before is None:
+                        path.unlink(missing_ok=True)
+                    else:
+                        with atomic_write(path) as file:
+                            file.write(before)
+                    _flush_folder(folder)
+            raise
 
     def _entries(self, names: list[str]) -> dict:
         """What vocabulary.json says of this split, by key of `BY_SPLIT`."""
@@ -158,7 +220,7 @@ class ShardWriter:
         description = self._merged_description(entries)
         with atomic_write(self.root / "vocabulary.json", "w") as file:
             json.dump(description, file, indent=1, ensure_ascii=False)
-        os.fsync(folder)
+        _flush_folder(folder)
 
     def _merged_description(self, entries: dict) -> dict:
         """vocabulary.json with this split's `entries`; without any, the split is marked as being written.

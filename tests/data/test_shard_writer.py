@@ -4,6 +4,8 @@ import errno
 import json
 import multiprocessing
 import os
+import stat
+import time
 
 import numpy as np
 import pytest
@@ -157,6 +159,132 @@ def test_a_failing_exchange_is_told_and_leaves_no_temporary_file(tmp_path, monke
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
     with pytest.raises(ShardError, match="interrupted"):
         rows_of(tmp_path, "train")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_file_systems_that_cannot_flush_a_folder(tmp_path, monkeypatch, code):
+    flush = os.fsync
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    for ids in (range(3), range(5, 7)):
+        write_rows(tmp_path, "train", "tsv", ids)
+        assert rows_of(tmp_path, "train") == [f"sample_{k}" for k in ids]
+
+
+def stop_at(monkeypatch, number, error, after=False):
+    """The rename `number` (from 0; each completion of vocabulary.json is one too) raises `error`, or does so when done."""
+    real, left = os.replace, iter(range(number))
+
+    def replace(*args, **kwargs):
+        stops = next(left, None) is None
+        if stops and not after:
+            monkeypatch.setattr(os, "replace", real)
+            raise error
+        real(*args, **kwargs)
+        if stops:
+            monkeypatch.setattr(os, "replace", real)
+            raise error
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+STOPS = [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.EIO, "Input/output error"), ShardError)]
+
+
+@pytest.mark.parametrize("error, expected", STOPS)
+@pytest.mark.parametrize("number, after", [(0, False), (0, True), (1, False)])
+def test_old_rows_stay_readable_when_it_stops_before_the_first_exchange(tmp_path, monkeypatch, number, after, error, expected):
+    """Rename 0 places the mark, rename 1 is the first file."""
+    write_rows(tmp_path, "train", "tsv", range(3))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    stop_at(monkeypatch, number, error, after)
+    with pytest.raises(expected):
+        write_rows(tmp_path, "train", "tsv", range(5, 9))
+    assert rows_of(tmp_path, "train") == ["sample_0", "sample_1", "sample_2"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("error, expected", STOPS)
+def test_a_first_write_that_stops_before_the_exchange_leaves_nothing(tmp_path, monkeypatch, error, expected):
+    stop_at(monkeypatch, 1, error)
+    with pytest.raises(expected):
+        write_rows(tmp_path, "train", "tsv", range(3))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("error, expected", STOPS)
+def test_the_mark_stays_once_a_file_was_exchanged(tmp_path, monkeypatch, error, expected):
+    write_rows(tmp_path, "train", "tsv", range(7))
+    stop_at(monkeypatch, 1, error, after=True)
+    with pytest.raises(expected):
+        write_rows(tmp_path, "train", "tsv", range(10, 17))
+    with pytest.raises(ShardError, match="writing split 'train' was interrupted"):
+        rows_of(tmp_path, "train")
+
+
+class TestLeftovers:
+    """Temporary files of writers that were killed."""
+
+    def leave(self, root, pid, hours, split="train", number=0, writer="7f00"):
+        path = root / f".{split}-{number:05d}.{pid}-{writer}.tmp"
+        path.write_bytes(b"rows")
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+        return path
+
+    @pytest.fixture
+    def dead(self):
+        process = multiprocessing.get_context("fork").Process(target=lambda: None)
+        process.start()
+        process.join()
+        return process.pid
+
+    def test_they_are_removed(self, tmp_path, dead):
+        left = [self.leave(tmp_path, dead, 30), self.leave(tmp_path, dead, 26, number=1)]
+        write_rows(tmp_path, "train", "tsv", range(2))
+        assert not any(path.exists() for path in left)
+
+    def test_those_of_a_running_process_stay(self, tmp_path):
+        left = self.leave(tmp_path, os.getpid(), 1000)
+        write_rows(tmp_path, "train", "tsv", range(2))
+        assert left.exists()
+
+    def test_those_of_another_user_stay(self, tmp_path, dead, monkeypatch):
+        left = self.leave(tmp_path, dead, 1000)
+
+        def refuse(pid, signal):
+            raise PermissionError
+
+        monkeypatch.setattr(os, "kill", refuse)
+        write_rows(tmp_path, "train", "tsv", range(2))
+        assert left.exists()
+
+    def test_a_process_of_another_machine_may_still_write(self, tmp_path, dead):
+        """It finished its first file long ago and is at the second."""
+        left = [self.leave(tmp_path, dead, 50), self.leave(tmp_path, dead, 2, number=1)]
+        write_rows(tmp_path, "train", "tsv", range(2))
+        assert all(path.exists() for path in left)
+
+    def test_those_of_other_splits_and_other_files_stay(self, tmp_path, dead):
+        left = [self.leave(tmp_path, dead, 50, split=split) for split in ("val", "train-00000", "small-train")]
+        left += [tmp_path / name for name in (".train-00000.tmp", "train-00000.1-a.tmp", ".train-00000.99999999999999-a.tmp")]
+        for path in left[3:]:
+            path.write_bytes(b"")
+            os.utime(path, (0, 0))
+        write_rows(tmp_path, "train", "tsv", range(2))
+        assert all(path.exists() for path in left)
+
+    def test_one_that_cannot_be_removed_does_not_stop_the_writer(self, tmp_path, dead):
+        left = self.leave(tmp_path, dead, 50)
+        left.unlink()
+        left.mkdir()
+        os.utime(left, (0, 0))
+        write_rows(tmp_path, "train", "tsv", range(2))
+        assert rows_of(tmp_path, "train") == ["sample_0", "sample_1"]
 
 
 class TestRefused:
