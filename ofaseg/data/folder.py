@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import List, Optional, Union
 
@@ -17,6 +18,9 @@ _VALIDATION_NAMES = ("valid", "val", "validation")
 BY_SPLIT = ("num_rows", "content_hash", "files")
 FOLDER_KEYS = ("columns", "format", "writing", *BY_SPLIT)
 """What vocabulary.json says of the files, beside what it says of the classes."""
+_ENTRY_TYPES = {"num_rows": int, "content_hash": str, "files": list}
+_FILE_TYPES = {"name": str, "rows": int, "content_hash": str}
+_TYPE_NAMES = {int: "a number", str: "a text", list: "a list"}
 
 
 def split_names(split: str) -> tuple[str, ...]:
@@ -49,12 +53,61 @@ def read_description(root) -> Optional[dict]:
     return data
 
 
+def described_split(root, description: dict, name: str) -> dict:
+    """What vocabulary.json says of split `name`: those keys of `BY_SPLIT` that it has.
+
+    Raises:
+        ShardError: an entry of another type, or a file without name, rows or content_hash (edited by hand).
+    """
+
+    def fault(problem: str) -> ShardError:
+        return ShardError.at(Path(root) / "vocabulary.json", f"{problem}; restore the file from a copy, or write the split again")
+
+    entries = {}
+    for key, kind in _ENTRY_TYPES.items():
+        by_split = description.get(key, {})
+        if not isinstance(by_split, dict) or not isinstance(by_split.get(name, kind()), kind):
+            raise fault(f"{key} of split {name!r} is not {_TYPE_NAMES[kind]}")
+        if name in by_split:
+            entries[key] = by_split[name]
+    for k, file in enumerate(entries.get("files", ())):
+        for key, kind in _FILE_TYPES.items():
+            if not isinstance(file, dict) or not isinstance(file.get(key), kind):
+                raise fault(f"files of split {name!r}: entry {k} has no {key}, {_TYPE_NAMES[kind]}")
+    return entries
+
+
+def stored_name(root, split: str) -> Optional[str]:
+    """The name under which `split` is stored in folder `root`, see `split_names`; None without a file of it."""
+    splits = list_splits(root) if os.path.isdir(root) else {}
+    return next((name for name in split_names(split) if name in splits), None)
+
+
+def splits_being_written(root, description: dict) -> list[str]:
+    """The splits whose files were not all exchanged. Raises ShardError when vocabulary.json does not list names there."""
+    writing = description.get("writing", [])
+    if not isinstance(writing, list) or not all(isinstance(name, str) for name in writing):
+        problem = "writing is not a list of splits; restore the file from a copy, or write the splits again"
+        raise ShardError.at(Path(root) / "vocabulary.json", problem)
+    return writing
+
+
 def check_written(root, split: str, description: dict) -> None:
     """Raises ShardError when the writing of `split` was interrupted while its files were being exchanged."""
-    for name in split_names(split):
-        if name in description.get("writing", ()):
+    writing = splits_being_written(root, description)
+    if not writing:
+        return
+    stored = stored_name(root, split)
+    for name in (stored,) if stored else split_names(split):
+        if name in writing:
             problem = f"writing split {name!r} was interrupted, or another process is at it: old and new files may be mixed"
-            raise ShardError.at(root, f"{problem}; write the split again with data_prep/prepare.py")
+            cure = f"write the split again with data_prep/prepare.py ({verify_command(root)} tells which splits are whole)"
+            raise ShardError.at(root, f"{problem}; {cure}")
+
+
+def verify_command(root) -> str:
+    """What to type to compare every row of a folder with what was written."""
+    return f"`python data_prep/prepare.py --verify {shlex.quote(str(root))}`"
 
 
 def check_row_counts(root, split: str, description: dict, counts: dict[str, int]) -> None:
@@ -65,17 +118,25 @@ def check_row_counts(root, split: str, description: dict, counts: dict[str, int]
     Raises:
         ShardError: another number of rows; the message names the file where vocabulary.json lists the files.
     """
-    name = next((name for name in split_names(split) if name in description.get("num_rows", {})), None)
-    if name is None:
+    for name in (stored_name(root, split) or split, *split_names(split)):
+        entries = described_split(root, description, name)
+        if "num_rows" in entries:
+            break
+    else:
         return
-    cure = "an incomplete or mixed copy; copy or write the folder again"
-    files = description.get("files", {}).get(name, ())
+    files = entries.get("files", [])
     for (path, rows), file in zip(counts.items(), files if len(files) == len(counts) else ()):
         if rows != file["rows"]:
-            raise ShardError.at(path, f"{rows} rows, vocabulary.json says {file['rows']}: {cure}")
-    found, expected = sum(counts.values()), description["num_rows"][name]
+            raise ShardError.at(path, row_count_problem(root, rows, file["rows"]))
+    found, expected = sum(counts.values()), entries["num_rows"]
     if found != expected:
-        raise ShardError.at(root, f"split {split!r} has {found} rows, vocabulary.json says {expected}: {cure}")
+        raise ShardError.at(root, f"split {split!r} has {row_count_problem(root, found, expected)}")
+
+
+def row_count_problem(root, found: int, expected: int) -> str:
+    """Says that a file or split of folder `root` has another number of rows than it should, and what to do."""
+    cure = f"an incomplete or mixed copy; copy or write the folder again ({verify_command(root)} lists every such file)"
+    return f"{found} rows, vocabulary.json says {expected}: {cure}"
 
 
 def list_splits(root) -> dict[str, list[str]]:

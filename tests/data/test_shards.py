@@ -243,3 +243,59 @@ class TestForSplit:
         for part in parts:
             part.unlink()
         assert len(ShardReader.for_split(tmp_path, "train")) == 5
+
+    def describe(self, root, **changes):
+        path = root / "vocabulary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def test_an_interrupted_split_does_not_stop_another_name_of_it(self, tmp_path):
+        write(tmp_path, "valid", count=3)
+        write(tmp_path, "val", count=2)
+        self.describe(tmp_path, writing=["val"])
+        assert len(ShardReader.for_split(tmp_path, "valid")) == 3
+        assert len(ShardReader.for_split(tmp_path, "validation")) == 3, "valid comes first"
+        with pytest.raises(ShardError, match="writing split 'val' was interrupted.*prepare.py --verify"):
+            ShardReader.for_split(tmp_path, "val")
+
+    def test_interrupted_under_another_name(self, tmp_path):
+        write(tmp_path, "val", count=2)
+        self.describe(tmp_path, writing=["val"])
+        with pytest.raises(ShardError, match="writing split 'val' was interrupted"):
+            ShardReader.for_split(tmp_path, "valid")
+
+    def test_interrupted_before_the_first_file(self, tmp_path):
+        write(tmp_path, "train", count=2)
+        self.describe(tmp_path, writing=["val"])
+        with pytest.raises(ShardError, match="writing split 'val' was interrupted"):
+            ShardReader.for_split(tmp_path, "valid")
+        with pytest.raises(ShardError, match="no shards of split 'test'; it has train"):
+            ShardReader.for_split(tmp_path, "test")
+
+    def test_counts_are_those_of_the_name_that_is_read(self, tmp_path):
+        """Both were described; the files of one were removed."""
+        write(tmp_path, "valid", count=3)
+        write(tmp_path, "val", count=2)
+        (tmp_path / "valid-00000-of-00001.tsv").unlink()
+        assert len(ShardReader.for_split(tmp_path, "valid")) == 2
+
+    def test_a_wrong_count_names_the_command_that_lists_all(self, tmp_path):
+        write(tmp_path / "my data", count=4)
+        path = tmp_path / "my data" / "train-00000-of-00001.tsv"
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+        with pytest.raises(ShardError, match=f"python data_prep/prepare.py --verify '{tmp_path}/my data'"):
+            ShardReader.for_split(tmp_path / "my data", "train")
+
+    def test_a_description_edited_by_hand(self, tmp_path):
+        write(tmp_path, count=4)
+        for changes, match in (
+            ({"files": {"train": [{"name": "a"}]}}, "vocabulary.json: files of split 'train': entry 0 has no rows, a number"),
+            ({"files": {"train": {}}}, "files of split 'train' is not a list"),
+            ({"num_rows": {"train": "4"}}, "num_rows of split 'train' is not a number"),
+            ({"num_rows": None}, "num_rows of split 'train' is not a number"),
+            ({"writing": 1}, "writing is not a list of splits"),
+        ):
+            text = (tmp_path / "vocabulary.json").read_text()
+            self.describe(tmp_path, **changes)
+            with pytest.raises(ShardError, match=match):
+                ShardReader.for_split(tmp_path, "train")
+            (tmp_path / "vocabulary.json").write_text(text)
