@@ -11,6 +11,8 @@ DATASET is a name of `DATASETS`, each a module of this package with
 A sample is a dict with the columns of `ofaseg.data.rows`; image, label_map and segment_map may also be arrays: (H, W, 3)
 uint8, (H, W) class ids 0..K-1 with `IGNORE_INDEX`, (H, W) segment ids. Options such as `num` and `seed` are passed on to
 modules whose `iter_samples` has them.
+
+`python -m data_prep.prepare --verify FOLDER...` compares the rows of written folders with the hashes in their vocabulary.json.
 """
 
 import argparse
@@ -30,6 +32,7 @@ if __package__ in (None, ""):  # run as a file: make the packages beside this fo
 from data_prep.source import SourceError  # noqa: E402
 from ofaseg.data import codec  # noqa: E402
 from ofaseg.data.shards import ShardError, ShardWriter  # noqa: E402
+from ofaseg.data.verify import verify_folder  # noqa: E402
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -124,15 +127,26 @@ def _number_of(num: str, split: str) -> Optional[int]:
 def parse_arguments(argv=None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="prepare", description="Turn a dataset into shards (TSV or Parquet) with their vocabulary.json.")
-    parser.add_argument("dataset", help=f"one of: {', '.join(DATASETS)}")
+    parser.add_argument("dataset", nargs="?", help=f"one of: {', '.join(DATASETS)}")
     parser.add_argument("--root", help="folder of the raw dataset; see the docstring of data_prep/<dataset>.py for its layout")
-    parser.add_argument("--out", required=True, help="folder to write; splits already there stay, those named by --splits are replaced")
+    parser.add_argument("--out", help="folder to write; splits already there stay, those named by --splits are replaced")
     parser.add_argument("--format", default="parquet", choices=("tsv", "parquet"))
     parser.add_argument("--splits", "--split", help="comma list of splits (default: all of the dataset)")
     parser.add_argument("--rows-per-shard", type=int, default=5000)
     parser.add_argument("--num", help="number of samples, or per split: train=800,val=100 (drawn datasets only)")
     parser.add_argument("--seed", type=int, help="seed of drawn datasets")
-    return parser.parse_args(argv)
+    parser.add_argument("--verify", nargs="+", metavar="FOLDER", help="write nothing; tell whether written folders are as they were")
+    args = parser.parse_args(argv)
+    if args.verify:
+        given = ["dataset"] if args.dataset is not None else []
+        given += [f"--{name}" for name in ("root", "out", "splits", "num", "seed") if getattr(args, name) is not None]
+        if given:
+            parser.error(f"--verify takes folders alone; leave out {', '.join(given)}")
+        return args
+    missing = [name for name, value in (("dataset", args.dataset), ("--out", args.out)) if value is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return args
 
 
 def summarize(split: str, result: dict, vocabulary: ClassVocabulary) -> str:
@@ -147,10 +161,31 @@ def summarize(split: str, result: dict, vocabulary: ClassVocabulary) -> str:
     return "\n".join(lines)
 
 
+def verify(folders: list[str]) -> int:
+    """Prints a line per split that is as it was written and an error per faulty file; returns the exit status."""
+    status = 0
+    for folder in folders:
+        try:
+            checks = verify_folder(folder)
+        except (ShardError, VocabularyError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+            continue
+        for split, check in checks.items():
+            for fault in check.faults:
+                print(f"error: {fault}", file=sys.stderr)
+                status = 1
+            if not check.faults:
+                print(f"{folder}: {split}: {check.rows} rows, as they were written")
+    return status
+
+
 def main(argv=None) -> int:
     """The command; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse_arguments(argv)
+    if args.verify:
+        return verify(args.verify)
     try:
         module = load_dataset_module(args.dataset)
         if args.root is None and args.dataset not in NEEDS_NO_ROOT:

@@ -67,6 +67,47 @@ def test_damaged_source_is_one_message(tmp_path, capsys):
     assert "a_1.png: damaged label map" in capsys.readouterr().err
 
 
+def test_verify(tmp_path, capsys):
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    for folder in folders:
+        options = ["--splits", "train,val", "--num", "3", "--format", "tsv", "--rows-per-shard", "1"]
+        assert prepare.main(["shapes", "--out", folder, *options]) == 0
+    capsys.readouterr()
+    assert prepare.main(["--verify", *folders]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder}: {split}: 3 rows, as they were written" for folder in folders for split in ("train", "val")
+    ]
+    for k in (0, 2):
+        path = tmp_path / "a" / f"train-0000{k}-of-00003.tsv"
+        path.write_bytes(path.read_bytes().replace(b"\ttrain-", b"\tother-"))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "vocabulary.json").write_text("{")
+    assert prepare.main(["--verify", *folders, str(tmp_path / "c"), str(tmp_path / "d")]) == 1
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 3
+    errors = output.err.splitlines()
+    assert len(errors) == 4
+    for error, start in zip(errors, (f"a/train-0000{k}-of-00003.tsv: its rows" for k in (0, 2))):
+        assert error.startswith(f"error: {tmp_path}/{start}")
+    assert "c/vocabulary.json: not valid JSON" in errors[2] and "d: no such folder" in errors[3]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["shapes"], "the following arguments are required: --out"),
+        ([], "the following arguments are required: dataset, --out"),
+        (["shapes", "--verify", "x"], "--verify takes folders alone; leave out dataset"),
+        (["--verify", "x", "--out", "y"], "leave out --out"),
+        (["--verify"], "expected at least one argument"),
+    ],
+)
+def test_usage(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(arguments)
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [["data_prep/prepare.py"], ["-m", "data_prep.prepare"]])
 def test_both_ways_to_start(tmp_path, start):
