@@ -117,7 +117,11 @@ def _load_torch(path: Path):
         except pickle.UnpicklingError as error:
             name = _UNKNOWN_CLASS.search(str(error))
             if name is None:
-                raise CheckpointError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from error
+                # torch's own text recommends weights_only=False, which would run code of the file
+                raise CheckpointError(
+                    f"{path}: not a checkpoint that can be read safely, or damaged; give a .pt file of fairseq-train, an official "
+                    "checkpoint, or an exported .safetensors"
+                ) from error
             full = name.group(1)
             if full in names or not full.startswith(HARMLESS_MODULES):
                 raise CheckpointError(

@@ -124,3 +124,11 @@ def test_safetensors_with_its_json(tmp_path):
     (tmp_path / "m.json").write_text("{")
     with pytest.raises(CheckpointError, match="m.json"):
         load_state(tmp_path / "m.safetensors")
+
+
+def test_no_message_recommends_unsafe_loading(tmp_path):
+    """torch's own message does: a text file read as a pickle."""
+    (tmp_path / "run.pt").write_text("# a script\n")
+    with pytest.raises(CheckpointError, match="run.pt.*give a .pt file") as error:
+        load_state(tmp_path / "run.pt")
+    assert "weights_only" not in str(error.value)
