@@ -140,7 +140,8 @@ def decode_image(data: bytes, where: str = "") -> np.ndarray:
     except CodecError:
         raise
     except _DECODE_ERRORS as error:
-        raise CodecError(_message(where, f"damaged or truncated {image.format} image ({error}); write the row again")) from error
+        problem = f"damaged or truncated {image.format} image ({error}); get the photo or write the row again"
+        raise CodecError(_message(where, problem)) from error
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
