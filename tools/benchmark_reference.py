@@ -2,9 +2,9 @@
 
 Written from the description of the published implementation, for measuring only:
 bucket and bias tables are gathered in every layer, the resized ones resized twice even where that changes nothing, biases
-are repeated for every sample, attention is matrix products around a float32 softmax, and scores are upsampled to all
-pixels, permuted, flattened and masked before the loss. Waste that is beside the point of a comparison (copies of the
-vocabulary, unused targets, cross-attention maps) is left out.
+are repeated for every sample, attention is matrix products around a float32 softmax with padded keys filled in a copy of
+the scores, the encoder hands on a copy of the word embeddings, and scores are upsampled to all pixels, permuted, flattened
+and masked before the loss. Left out are the handling of unused targets and the averaged cross-attention maps.
 """
 
 import math
@@ -22,12 +22,14 @@ FROZEN = ("encoder.embed_tokens.", "decoder.embed_tokens.", "encoder.seg_embed_t
 
 
 class Encoded(NamedTuple):
-    """tokens (T, B, D), positions (B, T, D), grid (h, w), features (B, F, h, w) of a photo or None."""
+    """tokens (T, B, D), positions (B, T, D), padding (B, T), grid (h, w), features (B, F, h, w) of a photo or None, a copy of all words."""
 
     tokens: Tensor
     positions: Tensor
+    padding: Tensor
     grid: tuple[int, int]
     features: Optional[Tensor]
+    vocabulary: Tensor
 
 
 def bag_inputs(class_maps: Tensor, class_token_ids: list[list[int]], pad: int = 1) -> tuple[Tensor, Tensor]:
@@ -124,8 +126,10 @@ class EagerReference:
         keep = torch.rand(1, x.shape[1], 1, device=x.device).add_(1 - rate).floor_()
         return x / (1 - rate) * keep
 
-    def attention(self, name: str, x: Tensor, memory: Tensor, bias: Tensor, causal: Optional[Tensor] = None) -> Tensor:
-        """x (T, B, D) over memory (S, B, D) with a bias (B*H, T, S) and a mask (T, S) of 0 and -inf."""
+    def attention(
+        self, name: str, x: Tensor, memory: Tensor, bias: Tensor, causal: Optional[Tensor] = None, padding: Optional[Tensor] = None
+    ) -> Tensor:
+        """x (T, B, D) over memory (S, B, D) with a bias (B*H, T, S), a mask (T, S) of 0 and -inf, and padding (B, S)."""
         length, batch, dim = x.shape
         query = self.linear(x, f"{name}.q_proj") * self.scale
         query, key, value = (
@@ -136,6 +140,8 @@ class EagerReference:
         scores += bias
         if causal is not None:
             scores += causal.unsqueeze(0)
+        if padding is not None:
+            scores = scores.unflatten(0, (batch, self.heads)).masked_fill(padding[:, None, None], float("-inf")).flatten(0, 1)
         probs = F.dropout(torch.softmax(scores.float(), dim=-1).type_as(scores), self.config.attention_dropout, self.training)
         heads = torch.bmm(probs, value).transpose(0, 1).contiguous().view(length, batch, self.heads, -1)
         heads = torch.einsum("tbhd,h->tbhd", heads, self.weights[f"{name}.c_attn"])
@@ -237,7 +243,8 @@ class EagerReference:
         text = F.embedding(src_tokens, self.weights["encoder.embed_tokens.weight"]) + types[0]
         text = self.dropout(self.norm(text, "encoder.layernorm_embedding"))
         image = self.dropout(self.norm(patches + types[1], "encoder.patch_layernorm_embedding"))
-        x = torch.cat([image, text], dim=1).transpose(0, 1)
+        padding = torch.cat([src_tokens.new_zeros(image.shape[:2]).bool(), src_tokens.eq(self.pad)], dim=1)
+        x = (torch.cat([image, text], dim=1) * (1 - padding.unsqueeze(-1).type_as(image))).transpose(0, 1)
         vectors, ids = self.image_positions(batch, grid)
         text_ids = torch.arange(length, device=x.device).unsqueeze(0).expand(batch, -1)
         words = self.norm(F.embedding(text_ids, self.weights["encoder.embed_positions.weight"]), "encoder.pos_ln")
@@ -250,14 +257,15 @@ class EagerReference:
             table = self.weights[f"encoder.token_rel_pos_table_list.{i}.weight"]
             values = F.embedding(self.token_buckets[:length, :length], table).permute(2, 0, 1)
             bias[:, :, patches:, patches:] += values.unsqueeze(0).expand(batch, -1, -1, -1)
-            x = self.encoder_layer(i, x, bias.reshape(-1, *bias.shape[2:]))
-        return Encoded(self.norm(x, "encoder.layer_norm"), positions, grid, features)
+            x = self.encoder_layer(i, x, bias.reshape(-1, *bias.shape[2:]), padding)
+        vocabulary = self.weights["encoder.embed_tokens.weight"].clone()
+        return Encoded(self.norm(x, "encoder.layer_norm"), positions, padding, grid, features, vocabulary)
 
-    def encoder_layer(self, i: int, x: Tensor, bias: Tensor) -> Tensor:
+    def encoder_layer(self, i: int, x: Tensor, bias: Tensor, padding: Tensor) -> Tensor:
         name = f"encoder.layers.{i}"
         rate = self.config.encoder_drop_path_rate * i / max(self.config.encoder_layers - 1, 1)
         y = self.norm(x, f"{name}.self_attn_layer_norm")
-        y = self.norm(self.attention(f"{name}.self_attn", y, y, bias), f"{name}.attn_ln")
+        y = self.norm(self.attention(f"{name}.self_attn", y, y, bias, padding=padding), f"{name}.attn_ln")
         return self.feed_forward(x + self.drop_path(self.dropout(y), rate), name, rate)
 
     # -- decoder ---------------------------------------------------------------------------------------------------
@@ -285,16 +293,18 @@ class EagerReference:
             relative = resize_axis(resize_axis(relative, 1, self.seg_side, grid), 2, self.seg_side, grid)
             bias = absolute.clone()
             bias += relative.unsqueeze(0).expand(batch, -1, -1, -1)
-            x = self.decoder_layer(i, x, memory, bias.reshape(-1, *bias.shape[2:]), cross.reshape(-1, *cross.shape[2:]), causal)
+            biases = (bias.reshape(-1, *bias.shape[2:]), cross.reshape(-1, *cross.shape[2:]))
+            x = self.decoder_layer(i, x, encoded, *biases, causal)
         return F.linear(self.norm(x, "decoder.layer_norm").transpose(0, 1), self.weights["decoder.seg_projection.weight"])
 
-    def decoder_layer(self, i: int, x: Tensor, memory: Tensor, bias: Tensor, cross: Tensor, causal: Tensor) -> Tensor:
+    def decoder_layer(self, i: int, x: Tensor, encoded: Encoded, bias: Tensor, cross: Tensor, causal: Tensor) -> Tensor:
         name = f"decoder.layers.{i}"
         rate = self.config.decoder_drop_path_rate * i / max(self.config.decoder_layers - 1, 1)
         y = self.norm(x, f"{name}.self_attn_layer_norm")
         y = self.norm(self.attention(f"{name}.self_attn", y, y, bias, causal), f"{name}.self_attn_ln")
         x = x + self.drop_path(self.dropout(y), rate)
-        y = self.attention(f"{name}.encoder_attn", self.norm(x, f"{name}.encoder_attn_layer_norm"), memory, cross)
+        y = self.norm(x, f"{name}.encoder_attn_layer_norm")
+        y = self.attention(f"{name}.encoder_attn", y, encoded.tokens, cross, padding=encoded.padding)
         x = x + self.drop_path(self.dropout(self.norm(y, f"{name}.cross_attn_ln")), rate)
         return self.feed_forward(x, name, rate)
 
