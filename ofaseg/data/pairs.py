@@ -104,7 +104,8 @@ def _without_label_map(lone_photos: dict[str, Path], label_maps, label_suffixes,
     faults = []
     for stem, path in lone_photos.items():
         if stem in jpegs:
-            faults.append(ShardError.at(jpegs[stem][0], "a JPEG cannot be a label map, for its compression changes class ids; store it as PNG"))
+            problem = "a JPEG cannot be a label map, for its compression changes class ids; store it as PNG"
+            faults.append(ShardError.at(jpegs[stem][0], problem))
         else:
             expected = f"{Path(label_maps) / stem}{ending}{label_suffixes[0]}"
             faults.append(ShardError.at(path, f"photo without a label map; expected {expected}, or remove the photo"))
