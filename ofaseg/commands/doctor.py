@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", help="what to check; the kind of each path is found out")
     parser.add_argument("--json", default="", metavar="FILE", help="write all findings as JSON, - for standard output")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that decode samples (default: all cores)")
-    parser.add_argument("--max-findings", type=int, default=1000, help="findings of one code that are kept (default: 1000); all are counted")
+    parser.add_argument("--max-findings", type=int, default=1000, help="findings kept per code (default: 1000); all are counted")
     parser.add_argument("--label-offset", type=int, default=0, help="raw folders: stored value of the first class (default: 0)")
     parser.add_argument("--ignore", type=int, default=None, help="raw folders: stored value of pixels without a label (default: 255)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
