@@ -64,6 +64,18 @@ def check_class_names(names, where: str) -> None:
         seen[name] = k
 
 
+def _check_entries(data: dict, where: str) -> None:
+    """Raises VocabularyError for entries of vocabulary.json that have another type (edited by hand)."""
+    for key in ("label_offset", "ignore_index"):
+        value = data.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise VocabularyError(f"{where}: {key} is {value!r}, not a number from 0 on; correct it or write the shards again")
+    for key in ("thing", "novel", "palette"):
+        values = data.get(key) or []
+        if not isinstance(values, list) or (key == "palette" and not all(isinstance(colour, list) for colour in values)):
+            raise VocabularyError(f"{where}: {key} is not a list with an entry per class; correct it or leave it out")
+
+
 def name_difference(there: Sequence[str], here: Sequence[str]) -> str:
     """How the class names of a file (`there`) differ from those of this run, for messages; "" for the same ones in one order."""
     if len(there) != len(here):
@@ -137,13 +149,14 @@ class ClassVocabulary:
         """
         if not isinstance(data, dict) or not isinstance(data.get("names"), list):
             raise VocabularyError(f"{where}: needs a JSON object with a list 'names' of class names")
+        _check_entries(data, where)
         known = {"names", "thing", "novel", "palette", "label_offset", "ignore_index", "source"}
         return cls(
             names=tuple(data["names"]),
-            thing=tuple(data.get("thing", ())),
-            novel=tuple(data.get("novel", ())),
-            palette=tuple(tuple(colour) for colour in data.get("palette", ())),
-            label_offset=int(data.get("label_offset", 0)),
+            thing=tuple(data.get("thing") or ()),
+            novel=tuple(data.get("novel") or ()),
+            palette=tuple(tuple(colour) for colour in data.get("palette") or ()),
+            label_offset=data.get("label_offset") or 0,
             ignore_label=data.get("ignore_index"),
             source=data.get("source", "") or where,
             extra={key: value for key, value in data.items() if key not in known},
