@@ -287,7 +287,8 @@ def classes_from_0_read_as_from_1(root):
 
 @fault("shards", "reduce_zero_label", "label value 0", "allowed are 1..3", column="label_map", row=0, also=("label_range",))
 def background_0_is_no_class(root):
-    relabel(root, lambda values: np.where(values == 255, 0, values + 1), ClassVocabulary(VOCABULARY.names, label_offset=1, ignore_label=255))
+    from_one = ClassVocabulary(VOCABULARY.names, label_offset=1, ignore_label=255)
+    relabel(root, lambda values: np.where(values == 255, 0, values + 1), from_one)
 
 
 @fault("shards", "ignore_value", "label value 255", "ignore", column="label_map", row=0, also=("label_range",))

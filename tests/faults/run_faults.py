@@ -138,12 +138,12 @@ def yaml_clean(root):
     return write_yaml(root)
 
 
-@fault("path", "unknown_name", file="run.sh", row=1, column="model")
+@fault("path", "unknown_name", file="run.sh", row=2, column="model")
 def script_of_unknown_architecture(root):
     return write_script(root, ("segofa_nano", "segofa_nanno"))
 
 
-@fault("path", "unknown_name", file="run.sh", row=1, column="max_epochs")
+@fault("path", "unknown_name", file="run.sh", row=3, column="max_epochs")
 def script_with_misspelt_option(root):
     return write_script(root, ("--max-epoch ", "--max-epochs "))
 
