@@ -6,7 +6,7 @@ import pytest
 
 from ofaseg.doctor.examine import examine
 from ofaseg.doctor.findings import CODES, SEVERITIES
-from tests.faults.corpus import FAULTS, make, of_group, write_clean_folder, write_clean_shards
+from tests.faults.corpus import FAULTS, clean_row, make, of_group, write_clean_folder, write_clean_shards, write_unchecked
 
 KINDS = of_group("row", "line", "shards", "folder", "path")
 CASES = [(kind, format) for kind in KINDS for format in (kind.formats if kind.group == "row" else ("tsv",))]
@@ -43,8 +43,6 @@ def test_a_clean_folder_has_no_finding(tmp_path):
 
 def test_two_workers_find_what_one_finds(tmp_path):
     """Many rows, every tenth broken in another way."""
-    from tests.faults.corpus import clean_row, write_unchecked
-
     rows = [clean_row(k) for k in range(100)]
     changes = [kind.change for kind in KINDS if kind.group == "row" and "tsv" in kind.formats]
     for k in range(0, 100, 10):

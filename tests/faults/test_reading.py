@@ -11,11 +11,12 @@ from ofaseg.data import codec
 from ofaseg.data.segmentation_dataset import BadRow, SegmentationDataset
 from ofaseg.data.shards import ShardError, ShardReader, load_vocabulary
 from ofaseg.vocabulary import VocabularyError, parse_class_names, resolve_vocabulary
-from tests.faults.corpus import FAULTS, NUM_ROWS, ROW, VOCABULARY, make, of_group
+from tests.faults.corpus import FAULTS, NUM_ROWS, ROW, VOCABULARY, clean_row, make, of_group
 
 TYPED = (ShardError, codec.CodecError, VocabularyError, CheckpointError)
 IN_ROWS = [(kind, format) for kind in of_group("row") for format in kind.formats] + [(kind, "tsv") for kind in of_group("line")]
 SLOW = pytest.mark.slow
+SAME_LABELS = ("map_with_palette", "map_16_bit", "base64_url_safe")
 
 
 def cases(pairs):
@@ -77,10 +78,8 @@ def test_a_harmless_row_is_read(kind, format, tmp_path):
     assert set(reader[ROW]) == set(reader.columns)
 
 
-@pytest.mark.parametrize("kind, format", cases([(k, f) for k, f in IN_ROWS if k.name in ("map_with_palette", "map_16_bit", "base64_url_safe")]))
+@pytest.mark.parametrize("kind, format", cases([case for case in IN_ROWS if case[0].name in SAME_LABELS]))
 def test_other_ways_of_writing_give_the_same_labels(kind, format, tmp_path):
-    from tests.faults.corpus import clean_row
-
     make(kind, tmp_path, format)
     found = dataset(ShardReader.for_split(tmp_path, "train"))[ROW]["label_map"].numpy()
     np.testing.assert_array_equal(found, codec.decode_label_map(clean_row(ROW)["label_map"], VOCABULARY))
