@@ -142,6 +142,16 @@ def write_clean_folder(root: Path, splits=("train",)) -> Path:
     return root
 
 
+def as_line(row: dict, scratch: Path) -> bytes:
+    """A row as a line of a TSV, without its line break; `scratch` is a file that may be used."""
+    part = TsvPart(scratch, COLUMNS)
+    part.write(row)
+    part.close()
+    line = scratch.read_bytes().rstrip(b"\n")
+    scratch.unlink()
+    return line
+
+
 def change_rows(path: Path, kinds: dict[int, Fault]) -> None:
     """Breaks rows of a TSV of `clean_row`s of all columns: row -> kind of fault, of group row or line."""
     lines = path.read_bytes().split(b"\n")
@@ -150,7 +160,7 @@ def change_rows(path: Path, kinds: dict[int, Fault]) -> None:
             lines[row] = kind.change(lines[row])
             continue
         fields = kind.change(TsvShard(path, {name: k for k, name in enumerate(COLUMNS)}, len(COLUMNS)).read(row, COLUMNS))
-        lines[row] = b"\t".join(TsvPart._field(name, fields[name]) for name in COLUMNS)
+        lines[row] = as_line(fields, path.with_suffix(".line"))
     path.write_bytes(b"\n".join(lines))
     index_path(path).unlink(missing_ok=True)
 
