@@ -1,7 +1,7 @@
 """Class vocabularies: the ordered class names behind a label map, and everything said about them."""
 
 import colorsys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -117,11 +117,12 @@ class ClassVocabulary:
             values = getattr(self, attribute)
             if values and len(values) != len(self.names):
                 where = self.source or "vocabulary"
-                raise VocabularyError(f"{where}: {len(values)} entries in {attribute!r} for {len(self.names)} class names")
+                raise VocabularyError(f"{where}: {len(values)} entries in {attribute!r} for {len(self.names)} class names; give one per class")
         first, last = self.label_offset, self.label_offset + len(self.names) - 1
         if first <= self.ignore_label <= last:
             raise VocabularyError(
-                f"{self.source or 'vocabulary'}: the ignore label {self.ignore_label} is also the stored value of a class ({first}..{last})"
+                f"{self.source or 'vocabulary'}: the ignore label {self.ignore_label} is also the stored value of a class ({first}..{last}); "
+                "choose another one"
             )
 
     def __len__(self) -> int:
@@ -151,16 +152,17 @@ class ClassVocabulary:
             raise VocabularyError(f"{where}: needs a JSON object with a list 'names' of class names")
         _check_entries(data, where)
         known = {"names", "thing", "novel", "palette", "label_offset", "ignore_index", "source"}
-        return cls(
+        vocabulary = cls(  # errors name the file, whatever the source is called
             names=tuple(data["names"]),
             thing=tuple(data.get("thing") or ()),
             novel=tuple(data.get("novel") or ()),
             palette=tuple(tuple(colour) for colour in data.get("palette") or ()),
             label_offset=data.get("label_offset") or 0,
             ignore_label=data.get("ignore_index"),
-            source=data.get("source", "") or where,
+            source=where,
             extra={key: value for key, value in data.items() if key not in known},
         )
+        return replace(vocabulary, source=data.get("source", "") or where)
 
     def renamed(self, names) -> "ClassVocabulary":
         """The same classes in other words; `extra["renamed_from"]` keeps the words of the shards.

@@ -79,15 +79,20 @@ def _open_split(root: str, split: str, paths: list[str], description: dict, find
         try:
             check()
         except ShardError as error:
-            findings.add(from_error("incomplete_split", error))
+            findings.add(from_error(_code_of("incomplete_split", error), error))
             whole = False
     files = [_open(path, findings) for path in paths]
     if whole and all(files):
         try:
             folders.check_row_counts(root, split, description, {file.path: file.rows for file in files})
         except ShardError as error:
-            findings.add(from_error("row_count", error))
+            findings.add(from_error(_code_of("row_count", error), error))
     return [file for file in files if file is not None]
+
+
+def _code_of(code: str, error: ShardError) -> str:
+    """`code`, unless it is vocabulary.json that is wrong."""
+    return "bad_vocabulary" if error.file.endswith("vocabulary.json") else code
 
 
 def _open(path: str, findings: Findings) -> Optional[Opened]:
@@ -152,8 +157,7 @@ def _check_hashes(root: str, split: str, files: list[Opened], seen: list[Seen], 
         return
     try:
         entries = folders.described_split(root, description, split).get("files", [])
-    except ShardError as error:
-        findings.add(from_error("bad_vocabulary", error))
+    except ShardError:  # reported when the split was opened
         return
     hashes = {entry["name"]: (entry["rows"], entry["content_hash"]) for entry in entries}
     for file in files:

@@ -6,6 +6,7 @@ import pytest
 from ofaseg.cli import main
 from ofaseg.data import codec
 from ofaseg.doctor.findings import CODES, SEVERITIES
+from ofaseg.vocabulary import ClassVocabulary
 from tests.faults.corpus import VOCABULARY, clean_row, edit_vocabulary, write_clean_shards, write_unchecked
 from tests.toy import NAMES
 
@@ -29,12 +30,10 @@ def test_clean_data_exits_with_0(tmp_path, capsys):
 
 def test_errors_exit_with_1_and_are_grouped(broken, capsys):
     assert main(["doctor", str(broken), "--workers", "2"]) == 1
-    out, err = capsys.readouterr()
-    lines = out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and lines[-1] == "8 samples looked at: 5 errors, 0 warnings, 0 notes"
     assert f"error [bad_image] {broken / 'train.tsv'}, row 0, column image: not an image" in lines[0]
     assert lines[0].endswith("store a JPEG or PNG file (and 3 more like it)")
-    assert "100%" in err, "a progress bar"
 
 
 def test_json_has_every_finding_of_the_documented_form(broken, tmp_path, capsys):
@@ -75,7 +74,7 @@ def test_several_paths_of_different_kinds(broken, tmp_path, capsys):
 def test_labels_that_count_from_1_get_the_fix(tmp_path, capsys):
     """The fix that is suggested makes the folder clean."""
     rows = [clean_row(k) for k in range(8)]
-    from_one = type(VOCABULARY)(NAMES, label_offset=1, ignore_label=0)
+    from_one = ClassVocabulary(NAMES, label_offset=1, ignore_label=0)
     for row in rows:
         row["label_map"] = codec.encode_label_map(codec.decode_label_map(row["label_map"], VOCABULARY), from_one)
     write_unchecked(tmp_path, rows)

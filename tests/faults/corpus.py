@@ -33,6 +33,8 @@ HEIGHT, WIDTH = 24, 32
 NUM_ROWS = 8
 ROW = 3
 """The row that is broken."""
+ANY_ROW = -1
+"""For files whose lines are written by another tool."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def folder_map_in_colours(root):
 
 @fault("folder", "size_mismatch", column="label_map", file=MAP)
 def folder_map_of_another_size(root):
-    Image.open(root / MAP).resize((WIDTH // 2, HEIGHT // 2)).save(root / MAP)
+    Image.open(root / MAP).resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.NEAREST).save(root / MAP)
 
 
 @fault("folder", "reduce_zero_label", column="label_map", also=("label_range",))

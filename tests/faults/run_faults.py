@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from tests.faults.corpus import VOCABULARY, fault, write_clean_shards
+from tests.faults.corpus import ANY_ROW, VOCABULARY, fault, write_clean_shards
 
 CLASS_ROWS = "encoder.seg_embed_tokens.weight"
 
@@ -158,32 +158,32 @@ def script_with_open_quotation(root):
     return write_script(root, ('"$OUT"', '"$OUT'))
 
 
-@fault("path", "unknown_name", file="run.yaml", column="task")
+@fault("path", "unknown_name", file="run.yaml", row=ANY_ROW, column="task")
 def yaml_of_unknown_task(root):
     return write_yaml(root, task={"_name": "segmentation"})
 
 
-@fault("path", "unknown_name", file="run.yaml", column="criterion")
+@fault("path", "unknown_name", file="run.yaml", row=ANY_ROW, column="criterion")
 def yaml_of_unknown_criterion(root):
     return write_yaml(root, criterion={"_name": "seg_criterion"})
 
 
-@fault("path", "unknown_name", file="run.yaml", column="strict_rows")
+@fault("path", "unknown_name", file="run.yaml", row=ANY_ROW, column="strict_rows")
 def yaml_with_old_option(root):
     return write_yaml(root, task={"strict_rows": True})
 
 
-@fault("path", "missing_input", file="run.yaml", column="pretrained")
+@fault("path", "missing_input", file="run.yaml", row=ANY_ROW, column="pretrained")
 def yaml_with_missing_weights(root):
     return write_yaml(root, task={"pretrained": "weights/ofa_base.pt"})
 
 
-@fault("path", "classes_differ", file="run.yaml", column="class_names")
+@fault("path", "classes_differ", file="run.yaml", row=ANY_ROW, column="class_names")
 def yaml_with_other_class_count(root):
     return write_yaml(root, task={"class_names": "red, green"})
 
 
-@fault("path", "classes_differ", file="run.yaml", column="class_names")
+@fault("path", "classes_differ", file="run.yaml", row=ANY_ROW, column="class_names")
 def yaml_with_classes_in_other_order(root):
     return write_yaml(root, task={"class_names": "green, red, blue"})
 
