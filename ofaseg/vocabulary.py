@@ -113,17 +113,16 @@ class ClassVocabulary:
             object.__setattr__(self, "ignore_label", 255 if len(self.names) + self.label_offset <= 255 else 65535)
         if not self.palette:
             object.__setattr__(self, "palette", default_palette(len(self.names)))
+        where = self.source or "the class vocabulary"
         for attribute in ("thing", "novel", "palette"):
             values = getattr(self, attribute)
             if values and len(values) != len(self.names):
-                where = self.source or "vocabulary"
-                raise VocabularyError(f"{where}: {len(values)} entries in {attribute!r} for {len(self.names)} class names; give one per class")
+                problem = f"{len(values)} entries in {attribute!r} for {len(self.names)} class names"
+                raise VocabularyError(f"{where}: {problem}; give one per class")
         first, last = self.label_offset, self.label_offset + len(self.names) - 1
         if first <= self.ignore_label <= last:
-            raise VocabularyError(
-                f"{self.source or 'vocabulary'}: the ignore label {self.ignore_label} is also the stored value of a class ({first}..{last}); "
-                "choose another one"
-            )
+            problem = f"the ignore label {self.ignore_label} is also the stored value of a class ({first}..{last})"
+            raise VocabularyError(f"{where}: {problem}; choose another one")
 
     def __len__(self) -> int:
         return len(self.names)
