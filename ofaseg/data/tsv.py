@@ -5,6 +5,7 @@ names the size, modification time and sampled content hash of the TSV it belongs
 again; where it cannot be stored (read-only folder) it stays in memory. Every line read is checked against its offsets.
 """
 
+import array
 import hashlib
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Optional
 
 import numpy as np
+from tqdm import tqdm
 
 from ofaseg.atomic import atomic_write
 from ofaseg.data import codec
@@ -26,6 +28,7 @@ _HEADER = struct.Struct("<8sIIQq32s32sQ")  # magic, version, reserved, size, mti
 _BLOCK = 4096
 _BLOCKS = 64
 _SWEEP_BYTES = 1 << 24
+_QUIET_SECONDS = 1.0
 _HEADER_CHARACTERS = 1 << 15
 
 
@@ -55,15 +58,18 @@ def _fingerprint(file, size: int) -> bytes:
 
 
 def build_offsets(path) -> np.ndarray:
-    """(N + 1,) uint64: where each line starts, then the file size. One sweep over the file."""
-    offsets, base = [0], 0
-    with open(path, "rb") as file:
-        while chunk := file.read(_SWEEP_BYTES):
-            position = chunk.find(b"\n")
+    """(N + 1,) uint64: where each line starts, then the file size. One sweep over the file, with a progress bar when it takes long."""
+    offsets, base = array.array("Q", [0]), 0
+    buffer = bytearray(_SWEEP_BYTES)
+    progress = {"desc": f"indexing {Path(path).name}", "unit": "B", "unit_scale": True, "delay": _QUIET_SECONDS, "leave": False}
+    with open(path, "rb", buffering=0) as file, tqdm(total=os.path.getsize(path), **progress) as bar:
+        while count := file.readinto(buffer):
+            position = buffer.find(b"\n", 0, count)
             while position >= 0:
                 offsets.append(base + position + 1)
-                position = chunk.find(b"\n", position + 1)
-            base += len(chunk)
+                position = buffer.find(b"\n", position + 1, count)
+            base += count
+            bar.update(count)
     if offsets[-1] != base:  # the last line has no line break
         offsets.append(base)
     return np.asarray(offsets, dtype="<u8")
