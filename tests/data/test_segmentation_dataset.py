@@ -1,4 +1,5 @@
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -86,6 +87,26 @@ def break_row(root, split, index):
     fields = lines[index].split("\t")
     lines[index] = "\t".join([codec.b64encode(b"not a picture").decode(), *fields[1:]])
     path.write_text("".join(lines))
+
+
+@pytest.mark.parametrize("format", ["tsv", "parquet"])
+def test_two_workers_give_the_same_batches_as_none(tmp_path, format):
+    """The state of a row depends on (seed, epoch, row) alone; workers decode with one thread and stack into shared memory."""
+    vocabulary = write_toy_shards(tmp_path, "train", 12, file_format=format)
+
+    def batches(workers):
+        transform = partial(transforms.random_scale_crop_flip, size=24)
+        data = dataset(tmp_path, "train", training=True, vocabulary=vocabulary, transform=transform)
+        order = data.batch_by_size(data.ordered_indices(), max_sentences=5)
+        return list(torch.utils.data.DataLoader(data, batch_sampler=order, num_workers=workers, collate_fn=data.collater))
+
+    alone, shared = batches(0), batches(2)
+    assert [batch["id"].tolist() for batch in alone] == [batch["id"].tolist() for batch in shared] and len(alone) == 3
+    for first, second in zip(alone, shared):
+        image, target = first["net_input"]["image"], first["target"]
+        assert image.dtype == torch.uint8 and image.shape[1:] == (3, 24, 24) and target.dtype == torch.long
+        assert torch.equal(image, second["net_input"]["image"]) and torch.equal(target, second["target"])
+        assert image.is_contiguous() and second["net_input"]["image"].is_shared() and second["target"].is_shared()
 
 
 def test_one_bad_row_never_costs_the_others(tmp_path, caplog):
