@@ -280,4 +280,4 @@ def test_real_photos_and_masks(real_data, label_map_by_pillow):
         assert_same(codec.decode_image(data), by_pillow(data))
         mask = (root / "semseg80" / "val2017" / f"{path.stem}.png").read_bytes()
         assert ordinary_files.decode_index_png(mask, MAX_PIXELS) is not None
-        np.testing.assert_array_equal(codec._decode_stored_labels(mask, ""), np.asarray(Image.open(io.BytesIO(mask))))
+        np.testing.assert_array_equal(codec.decode_stored_labels(mask), np.asarray(Image.open(io.BytesIO(mask))))
