@@ -61,7 +61,7 @@ def _yaml_settings(content) -> Settings:
         if isinstance(entry, dict):
             settings.names |= {str(group): str(name) for group, name in entry.items() if group in NAMED}
     for group, values in content.items():
-        if not isinstance(values, dict):
+        if not isinstance(values, dict) or group == "hydra":
             continue
         if values.get("_name") is not None:
             settings.names[group] = str(values["_name"])

@@ -35,14 +35,13 @@ def check_run_folder(root: str, findings: Findings) -> None:
 
 
 def _check_recorded(path: Path, findings: Findings) -> None:
-    """The configuration inside a checkpoint: whether the run could be resumed here."""
+    """The names in the configuration of a checkpoint. Its folders may have moved since: they are not looked for."""
     try:
         cfg = load_state(path)["cfg"] or {}
     except CheckpointError:  # reported with the file
         return
-    settings = Settings({group: str(values["_name"]) for group, values in cfg.items() if _names_part(group, values)})
-    settings.options = {key: cfg["task"][key] for key in ("data", "bpe_dir") if (cfg.get("task") or {}).get(key)}
-    check_settings(settings, str(path), "", findings)
+    names = {group: str(values["_name"]) for group, values in cfg.items() if _names_part(group, values)}
+    check_settings(Settings(names), str(path), "", findings)
 
 
 def _names_part(group: str, values) -> bool:
