@@ -148,7 +148,7 @@ class ClassVocabulary:
             VocabularyError: `data` is no dict with a list of names, or its lists have different lengths.
         """
         if not isinstance(data, dict) or not isinstance(data.get("names"), list):
-            raise VocabularyError(f"{where}: needs a JSON object with a list 'names' of class names")
+            raise VocabularyError(f"{where}: needs a JSON object with a list 'names' of class names; write the shards again")
         _check_entries(data, where)
         known = {"names", "thing", "novel", "palette", "label_offset", "ignore_index", "source"}
         vocabulary = cls(  # errors name the file, whatever the source is called

@@ -59,7 +59,7 @@ def load_state(path) -> dict:
         return _load_safetensors(path)
     content = _load_torch(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint with weights by name")
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint with weights by name; give a model checkpoint")
     weights = content.get("model", content)
     if not isinstance(weights, dict) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(
@@ -83,14 +83,14 @@ def _load_safetensors(path: Path) -> dict:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy or export it again") from error
     about = path.with_suffix(".json")
     cfg = None
     if about.is_file():
         try:
             cfg = json.loads(about.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{about}: not valid JSON ({error})") from error
+            raise CheckpointError(f"{about}: not valid JSON ({error}); export the model again") from error
         _check_description(cfg, about, path)
     return {"model": weights, "ema": {}, "cfg": cfg, "task_state": {}}
 
@@ -131,7 +131,7 @@ def _load_torch(path: Path):
             names.add(full)
             allowed.append((type(full.rpartition(".")[2], (_Record,), {}), full))
         except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{path}: damaged, or not a checkpoint ({_first_line(error)})") from error
+            raise CheckpointError(f"{path}: damaged, or not a checkpoint ({_first_line(error)}); copy it again") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,7 @@
 """Files that are something else than their name says: archives, Git LFS pointers, web pages saved under a data file's name."""
 
+import os
+
 from ofaseg.data.rows import ShardError
 
 _KINDS = (
@@ -27,6 +29,9 @@ def check_own_kind(path) -> None:
     try:
         kind, cure = foreign_kind(path)
     except OSError as error:
-        raise ShardError.at(path, f"cannot be read ({error.strerror or error}); check its permissions and the disk") from error
+        cure = "check its permissions and the disk"
+        if os.path.islink(path):
+            cure = f"it is a link to {os.readlink(path)}: restore that file"
+        raise ShardError.at(path, f"cannot be read ({error.strerror or error}); {cure}") from error
     if kind:
         raise ShardError.at(path, f"{kind}; {cure}")

@@ -76,7 +76,7 @@ def diagnose(tally: LabelTally, vocabulary: ClassVocabulary, where: str) -> list
     outside = sorted(value for value in tally.values if value not in classes and value not in ignored)
     if outside:
         return [_outside(tally, vocabulary, outside)]
-    return [*_shifted_in_range(tally, vocabulary), *_occurrence(tally, vocabulary, where)]
+    return _shifted_in_range(tally, vocabulary) or _occurrence(tally, vocabulary, where)
 
 
 def _outside(tally: LabelTally, vocabulary: ClassVocabulary, outside: list[int]) -> Finding:

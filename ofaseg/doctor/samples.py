@@ -139,8 +139,10 @@ class SampleCheck:
             self._add("box_outside", files, row, column, message, "clip it, or check whether the image was resized without its boxes")
 
     def _segments(self, sample: dict, files, row) -> None:
-        data, segments = sample.get("segment_map"), sample.get("segments") or []
-        if "segment_map" not in sample or (not data and not segments):
+        if "segment_map" not in sample or "segments" not in sample:  # no such column, or reported as unreadable
+            return
+        data, segments = sample["segment_map"], sample["segments"] or []
+        if not data and not segments:
             return
         cure = "write the segment map and the list from the same source"
         if not data:

@@ -16,7 +16,7 @@ FINDING = {"severity": str, "code": str, "file": str, "row": (int, type(None)), 
 @pytest.fixture
 def broken(tmp_path):
     """Eight rows, of which four have the same fault and one another."""
-    rows = [clean_row(k) | ({"image": b"not a picture"} if k < 4 else {}) for k in range(8)]
+    rows = [clean_row(k) | ({"image": b"not a picture %d" % k} if k < 4 else {}) for k in range(8)]
     rows[5]["label_map"] = None
     write_unchecked(tmp_path / "data", rows)
     return tmp_path / "data"

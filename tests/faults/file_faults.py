@@ -75,7 +75,7 @@ def tsv_is_web_page(root):
     replace_file(root, b"\n<!DOCTYPE html>\n<title>Sign in</title>\n")
 
 
-@fault("shards", "bad_file", "no such file", "check the path", file=TSV)
+@fault("shards", "bad_file", "it is a link to", "restore that file", file=TSV)
 def tsv_is_dangling_link(root):
     (root / TSV).unlink()
     tsv.index_path(root / TSV).unlink()

@@ -46,7 +46,12 @@ def png_header(width: int, height: int, colour: int) -> bytes:
 
 @fault("row", "bad_image", "truncated JPEG", "get the photo or write the row again", column="image")
 def image_truncated_jpeg(row):
-    return row | {"image": row["image"][: len(row["image"]) // 2]}
+    return row | {"image": row["image"][:-100]}
+
+
+@fault("row", "bad_image", "not an image that can be read", column="image")
+def image_cut_in_its_header(row):
+    return row | {"image": row["image"][:200]}
 
 
 @fault("row", "bad_image", "truncated PNG", column="image")
@@ -155,7 +160,7 @@ def image_webp(row):
 # ---- image and map that do not fit ----
 
 
-@fault("row", "size_mismatch", "must have one size", "EXIF", column="label_map", also=("converted_image",))
+@fault("row", "size_mismatch", "must have one size", "EXIF", column="label_map", also=("box_outside",))
 def image_rotated_by_exif(row):
     """The map was drawn on the pixels as stored, the photo is turned when it is read."""
     exif = Image.Exif()
