@@ -7,6 +7,7 @@ from typing import Optional
 
 import numpy as np
 import torch
+from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II, MISSING
@@ -155,10 +156,17 @@ class SegmentationTask(VocabularyTask):
     # ---- steps ----
 
     def train_step(self, sample, model, *args, **kwargs):
+        if kwargs.get("ignore_grad") and "target" not in sample:
+            # a rank without a batch of its own repeats the first one of the dataset that was opened last: validation, say
+            sample = self._first_training_batch(sample["id"].device)
         loss, sample_size, logging_output = super().train_step(sample, model, *args, **kwargs)
         if "display" in sample:
             logging_output.update(self.display_counts(model, sample["display"]))
         return loss, sample_size, logging_output
+
+    def _first_training_batch(self, device: torch.device) -> dict:
+        data = self.dataset("train")
+        return utils.apply_to_sample(lambda tensor: tensor.to(device), data.collater([data[0]]))
 
     def display_counts(self, model, display: dict) -> dict[str, Tensor]:
         """Confusion counts of the model on training photos, for curves only; no gradient."""

@@ -174,8 +174,11 @@ class SegmentationDataset(PlainBatches):
     def collater(self, samples: list) -> dict:
         """Batch of `ofaseg.structures`; rows that failed are listed under `bad_rows`.
 
-        A training batch that lost all its rows takes the next readable one, so that every rank has a step to take.
+        A training batch that lost all its rows takes the next readable one, so that every rank has a step to take. One
+        without rows is {}, by which fairseq knows that this rank has run out of batches before the others.
         """
+        if not samples and self.training:
+            return {}
         bad = [sample for sample in samples if isinstance(sample, BadRow)]
         good = [sample for sample in samples if not isinstance(sample, BadRow)]
         if not good and bad and self.training:

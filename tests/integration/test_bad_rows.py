@@ -51,20 +51,29 @@ def test_the_count_goes_on_in_a_resumed_run(world, tmp_path):
     assert [row["train_bad_rows_total"] for row in outcome.logs("train")] == [6]
 
 
-def test_a_rank_that_repeats_a_batch_counts_its_bad_rows_once(tmp_path, world):
-    """Five rows for two processes: the second runs out of batches and repeats one without gradient."""
+@pytest.mark.parametrize("extra", [("--disable-validation",), ("--validate-interval-updates", 1)], ids=["plain", "validated in between"])
+def test_a_rank_that_repeats_a_batch_counts_its_bad_rows_once(tmp_path, world, extra):
+    """Five rows for two processes: the second runs out of batches and repeats one without gradient, be its first row bad or not."""
     kinds = {kind.name: kind for kind in of_group("row")}
     data = tmp_path / "data"
     write_unchecked(data, [clean_row(k) for k in range(5)])
+    write_unchecked(data, [clean_row(1000 + k) for k in range(4)], split="val")
     change_rows(data / "train.tsv", dict.fromkeys((1, 3), kinds["image_html_page"]))
-    flags = ("--batch-size", 1, "--distributed-world-size", 2, "--disable-validation", "--max-epoch", 1)
-    shared = arguments(world, tmp_path / "out", "--supervised", "--no-photo-augmentation", *flags)[1:]
+    change_rows(data / "val.tsv", {0: kinds["image_html_page"]})
+    flags = ("--batch-size", 1, "--batch-size-valid", 1, "--distributed-world-size", 2, "--max-epoch", 1)
+    shared = arguments(world, tmp_path / "out", "--supervised", "--no-photo-augmentation", *flags, *extra)[1:]
     outcome = shared_server().train([data, *shared], nproc=2).check()
     assert outcome.logs("train")[-1]["train_bad_rows"] == 2 and len(outcome.logs("train_inner")) == 3
 
 
+def test_image_free_ranks_may_have_uneven_batches(world, tmp_path):
+    flags = ("--epoch-size", 5, "--batch-size", 1, "--distributed-world-size", 2, "--disable-validation", "--max-epoch", 1)
+    outcome = shared_server().train(arguments(world, tmp_path, *flags), nproc=2).check()
+    assert len(outcome.logs("train_inner")) == 3
+
+
 def test_raise_stops_at_the_first_bad_row(world, tmp_path):
-    outcome = train(world, tmp_path, "--on-bad-sample", "raise", "--batch-size", 20)
+    outcome = train(world, tmp_path, "--on-bad-sample", "raise", "--batch-size", 20, "--disable-validation")
     assert outcome.returncode != 0 and "train.tsv, row " in outcome.text
 
 
