@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import prepare
 from ofaseg.cli import main
 from ofaseg.data import codec
 from ofaseg.doctor.findings import CODES, SEVERITIES
@@ -82,6 +83,16 @@ def test_labels_that_count_from_1_get_the_fix(tmp_path, capsys):
     assert "set label_offset to 1 and ignore_index to 0 (reduce zero label)" in capsys.readouterr().out
     edit_vocabulary(tmp_path, label_offset=1, ignore_index=0)
     assert main(["doctor", str(tmp_path), "--workers", "1", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("format", ["tsv", "parquet"])
+def test_drawn_scenes_have_no_finding(tmp_path, format, capsys):
+    arguments = ["shapes", "--out", str(tmp_path / "shards"), "--format", format, "--num", "train=12,val=6,test=6", "--seed", "1"]
+    assert prepare.main(arguments) == 0
+    capsys.readouterr()
+    assert main(["doctor", str(tmp_path / "shards"), "--workers", "1", "--json", "-", "--quiet"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["samples"] == 24 and {item["code"] for item in report["findings"]} <= {"unused_class"}
 
 
 def test_real_photos_have_no_finding(real_data, capsys):
