@@ -244,6 +244,36 @@ class TestCropAndFlip:
         assert transforms.random_flip(data, np.random.default_rng(0), 0.0)["image"] is data["image"]
 
 
+class TestColourArithmetic:
+    """The quick forms equal float32 arithmetic with truncation for every value, also where a product almost is a whole number."""
+
+    VALUES = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+
+    def expected(self, factor, offset):
+        values = self.VALUES.astype(np.float32) * np.float32(factor) + np.float32(offset)
+        return np.clip(values, 0, 255).astype(np.uint8)
+
+    def test_brightness(self):
+        close = [whole + sign * step for whole in (-32, -1, 0, 5) for sign in (-1, 1) for step in (0.0, 1e-9, 1e-5, 1e-4, 0.5)]
+        for offset in (*np.random.default_rng(0).uniform(-32, 32, 500), *close):
+            np.testing.assert_array_equal(transforms._brighten(self.VALUES, offset), self.expected(1.0, offset))
+
+    def test_contrast_and_saturation(self):
+        ratios = [part / whole for whole in (1, 3, 7, 100, 255) for part in (whole // 2 + 1, whole)]
+        close = [ratio * (1 + change) for ratio in ratios for change in (0, 1e-9, -1e-7)]
+        for factor in (*np.random.default_rng(0).uniform(0.5, 1.5, 2000), *close, 0.0, 0.5, 1.0, 1.5):
+            np.testing.assert_array_equal(transforms._multiply(self.VALUES, factor), self.expected(factor, 0.0))
+            grey = np.ascontiguousarray(self.VALUES[:, :5, 0])  # an odd number of values, one channel
+            np.testing.assert_array_equal(transforms._multiply(grey, factor), self.expected(factor, 0.0)[:, :5, 0])
+
+    def test_the_input_stays(self):
+        before = sample()
+        for seed in range(20):
+            data = sample()
+            transforms.photometric_distortion(data, np.random.default_rng(seed))
+            np.testing.assert_array_equal(data["image"], before["image"])
+
+
 class TestPipeline:
     def test_pure_function_of_the_generator(self):
         data = sample(80, 120)
