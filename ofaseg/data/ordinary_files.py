@@ -1,7 +1,7 @@
 """Quick decoders of the two kinds of file that nearly every row holds; anything else is left to Pillow in `codec`.
 
 A colour JPEG and an 8-bit greyscale or palette PNG are recognised from their headers alone. What is decoded here has
-the pixels that Pillow returns, several times sooner. Nothing here judges a file: None means "look at it properly".
+the pixels that Pillow returns, sooner. Nothing here judges a file: None means "look at it properly".
 """
 
 import struct

@@ -214,7 +214,7 @@ class TestJpeg:
         for data in damaged(ORDINARY_JPEGS[kind]):
             new, old = verdict(codec.decode_image, data), verdict(by_pillow, data)
             if isinstance(old, str):
-                assert isinstance(new, str) and "row" in new or not isinstance(new, str) and "not an image" in old
+                assert isinstance(new, str)
             else:
                 assert_same(new, old)
 

@@ -212,6 +212,23 @@ class TestCropAndFlip:
 
         assert share(1.0) < 0.5 < 0.8 < share(0.75)
 
+    @pytest.mark.parametrize("ratio", [0.4, 0.5, 0.75, 0.9])
+    @pytest.mark.parametrize("count_ignored", [True, False])
+    def test_varied_means_no_label_covers_too_much(self, ratio, count_ignored):
+        """Against a plain count, with shares on both sides of the limit and just at it."""
+        rng, found = np.random.default_rng(0), []
+        for _ in range(300):
+            labels = rng.choice([-1, 0, 1, 254, 255, 30_000], 100, p=rng.dirichlet([2.0] * 6))
+            share = int(100 * ratio) + int(rng.integers(-1, 2))
+            labels[:share] = rng.choice([-1, 7, labels[0]])
+            labels = rng.permutation(labels).reshape(5, 20).astype(np.int16)
+            values, counts = np.unique(labels, return_counts=True)
+            counts = counts if count_ignored else counts[values != IGNORE_INDEX]
+            expected = len(counts) > 1 and counts.max() / counts.sum() < ratio
+            assert transforms._is_varied(labels, ratio, count_ignored) == expected
+            found.append(expected)
+        assert 20 < sum(found) < 290
+
     def test_small_images_are_padded(self):
         out = transforms.random_crop(sample(10, 14), np.random.default_rng(0), 20, cat_max_ratio=1.0)
         assert out["image"].shape == (20, 20, 3)
@@ -225,6 +242,36 @@ class TestCropAndFlip:
         np.testing.assert_array_equal(out["image"], data["image"][:, ::-1])
         np.testing.assert_array_equal(out["label_map"], data["label_map"][:, ::-1])
         assert transforms.random_flip(data, np.random.default_rng(0), 0.0)["image"] is data["image"]
+
+
+class TestColourArithmetic:
+    """The quick forms equal float32 arithmetic with truncation for every value, also where a product almost is a whole number."""
+
+    VALUES = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+
+    def expected(self, factor, offset):
+        values = self.VALUES.astype(np.float32) * np.float32(factor) + np.float32(offset)
+        return np.clip(values, 0, 255).astype(np.uint8)
+
+    def test_brightness(self):
+        close = [whole + sign * step for whole in (-32, -1, 0, 5) for sign in (-1, 1) for step in (0.0, 1e-9, 1e-5, 1e-4, 0.5)]
+        for offset in (*np.random.default_rng(0).uniform(-32, 32, 500), *close):
+            np.testing.assert_array_equal(transforms._brighten(self.VALUES, offset), self.expected(1.0, offset))
+
+    def test_contrast_and_saturation(self):
+        ratios = [part / whole for whole in (1, 3, 7, 100, 255) for part in (whole // 2 + 1, whole)]
+        close = [ratio * (1 + change) for ratio in ratios for change in (0, 1e-9, -1e-7)]
+        for factor in (*np.random.default_rng(0).uniform(0.5, 1.5, 2000), *close, 0.0, 0.5, 1.0, 1.5):
+            np.testing.assert_array_equal(transforms._multiply(self.VALUES, factor), self.expected(factor, 0.0))
+            grey = np.ascontiguousarray(self.VALUES[:, :5, 0])  # an odd number of values, one channel
+            np.testing.assert_array_equal(transforms._multiply(grey, factor), self.expected(factor, 0.0)[:, :5, 0])
+
+    def test_the_input_stays(self):
+        before = sample()
+        for seed in range(20):
+            data = sample()
+            transforms.photometric_distortion(data, np.random.default_rng(seed))
+            np.testing.assert_array_equal(data["image"], before["image"])
 
 
 class TestPipeline:
