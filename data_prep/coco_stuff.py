@@ -57,7 +57,9 @@ class CocoStuffSource(PairSource):
         SourceError: a photo without label map or the reverse, or no photo.
     """
 
-    def __init__(self, root, split: str, vocabulary: ClassVocabulary, classes: np.ndarray, label_files: str = "auto", on_bad_sample="raise"):
+    def __init__(
+        self, root, split: str, vocabulary: ClassVocabulary, classes: np.ndarray, label_files: str = "auto", on_bad_sample: str = "raise"
+    ):
         folders = (f"{split}2017", split)
         images = find_folder(root, [f"{above}{name}" for above in ("images/", "") for name in folders], "photos")
         above_labels = ("annotations/", "stuffthingmaps/", "labels/")
@@ -74,7 +76,7 @@ class CocoStuffSource(PairSource):
             problem = "files named _labelTrainIds hold 0..170 and 255 (no label); are these the official pixel maps under another name?"
         else:
             unused = ", ".join(map(str, UNUSED_IDS))
-            problem = f"official pixel maps hold 0..181 without {unused}, and 255 (no label); are these train ids? Give --label-files train-ids"
+            problem = f"official pixel maps hold 0..181 without {unused}, and 255 (no label); for train ids, see --label-files"
         return look_up(read_label_file(path), self.table, path, problem)
 
 
