@@ -32,10 +32,10 @@ def read_palette(path) -> list[NamedColour]:
         line = line.split("#")[0].strip()
         if not line:
             continue
-        *name, r, g, b = [""] * (4 - min(4, len(line.split()))) + line.rsplit(None, 3)
-        if not (name and name[0] and all(value.isdigit() and int(value) <= 255 for value in (r, g, b))):
+        name, *rgb = line.rsplit(None, 3)
+        if len(rgb) != 3 or not all(value.isdigit() and int(value) <= 255 for value in rgb):
             raise SourceError(f"{path}, row {number}: {line!r} is not 'name r g b' with colours 0..255; correct the line")
-        entry = NamedColour(name[0], (int(r), int(g), int(b)))
+        entry = NamedColour(name, tuple(int(value) for value in rgb))
         if any(entry.rgb == other.rgb or entry.name == other.name for other in entries):
             raise SourceError(f"{path}, row {number}: the name or the colour of {line!r} stood before; give every class its own")
         entries.append(entry)
