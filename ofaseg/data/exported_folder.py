@@ -142,7 +142,8 @@ def read_metadata(root) -> Optional[dict]:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ShardError.at(path, f"not valid JSON ({error}); restore it, or remove it to read the folder as photos and label maps") from error
+        cure = "restore it, or remove it to read the folder as photos and label maps"
+        raise ShardError.at(path, f"not valid JSON ({error}); {cure}") from error
     if not isinstance(metadata, dict) or metadata.get("kind") != _KIND:
         return None
     columns, splits = metadata.get("columns"), metadata.get("splits")
