@@ -115,10 +115,9 @@ def choose_columns(features, image: Optional[str], label: Optional[str]) -> tupl
             raise SourceError(f"{option} {name!r} is not a column; the dataset has {there}")
     files = [name for name, feature in features.items() if _holds_files(feature)]
     maps = files + [name for name, feature in features.items() if _holds_arrays(feature)]
-    label = label or _only([name for name in maps if name != image], LABEL_NAMES)
-    image = image or _only([name for name in files if name != label], IMAGE_NAMES)
-    if label is None and image is not None:
-        label = _only([name for name in maps if name != image], ())
+    label = label or _named(maps, LABEL_NAMES, image)
+    image = image or _named(files, IMAGE_NAMES, label) or _only(files, label)
+    label = label or _only(maps, image)
     if image is None or label is None:
         missing = "--image-column" if image is None else "--label-column"
         raise SourceError(f"cannot tell which column it is: give {missing}; the dataset has {there}")
@@ -127,12 +126,15 @@ def choose_columns(features, image: Optional[str], label: Optional[str]) -> tupl
     return image, label
 
 
-def _only(names: list[str], wanted: tuple[str, ...]) -> Optional[str]:
-    """The one name that is among `wanted`, else the only name when any will do (`wanted` of photos, or none), else None."""
-    matches = [name for name in names if name.lower() in wanted]
-    if len(matches) == 1:
-        return matches[0]
-    return names[0] if len(names) == 1 and wanted is not LABEL_NAMES and not matches else None
+def _named(names: list[str], wanted: tuple[str, ...], taken: Optional[str]) -> Optional[str]:
+    """The one name that is among `wanted`, None when there is none or more."""
+    return _only([name for name in names if name.lower() in wanted], taken)
+
+
+def _only(names: list[str], taken: Optional[str]) -> Optional[str]:
+    """The one name beside `taken`, None when there is none or more."""
+    names = [name for name in names if name != taken]
+    return names[0] if len(names) == 1 else None
 
 
 def _type_name(feature) -> str:
@@ -243,7 +245,8 @@ class HfSource(Source):
         try:
             return Path(value["path"]).read_bytes()
         except OSError as error:
-            raise FileNotFoundError(f"{where}: {value['path']}: cannot be read ({error.strerror}); save the dataset with its files") from error
+            problem = f"{value['path']} cannot be read ({error.strerror}); save the dataset with its files"
+            raise FileNotFoundError(f"{where}: {problem}") from error
 
     def name(self, i: int) -> str:
         return f"{self.root}, split {self.split}, row {i}"

@@ -27,6 +27,7 @@ if __package__ in (None, ""):  # run as a file: make the packages beside this fo
 
 from data_prep.source import Source, SourceError  # noqa: E402
 from ofaseg.data import codec  # noqa: E402
+from ofaseg.data.croissant import write_croissant  # noqa: E402
 from ofaseg.data.shards import ShardError, ShardWriter  # noqa: E402
 from ofaseg.data.verify import verify_folder  # noqa: E402
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError  # noqa: E402
@@ -34,8 +35,15 @@ from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError  # 
 logger = logging.getLogger(__name__)
 
 DATASETS = {
+    "ade20k": "data_prep.ade20k",
     "camvid": "data_prep.camvid",
+    "cityscapes": "data_prep.cityscapes",
+    "coco_stuff": "data_prep.coco_stuff",
+    "coco_unseen": "data_prep.coco_unseen",
+    "folder": "data_prep.folder",
+    "hf": "data_prep.hf",
     "shapes": "data_prep.shapes",
+    "shards": "data_prep.shards",
 }
 """Dataset name -> module. A new dataset is a new module and a line here."""
 
@@ -186,6 +194,7 @@ def main(argv=None) -> int:
         for split, source in open_splits(load_dataset_module(args.dataset), args).items():
             result = write_split(source, args.out, split, args.format, args.rows_per_shard)
             print(summarize(split, result, source.vocabulary))
+        write_croissant(args.out)
     except PrepareError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

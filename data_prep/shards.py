@@ -77,14 +77,19 @@ class ShardsSource(Source):
 
 def open_split(root, split: str, args: argparse.Namespace) -> ShardsSource:
     """The rows of a split. Raises as `ShardsSource`."""
-    folder = Path(root) if Path(root).is_dir() else Path(root).parent
-    vocabulary = load_vocabulary(folder)
-    if vocabulary is not None:
-        vocabulary = resolve_vocabulary(args.class_names, vocabulary)
-    elif args.class_names:
-        names = parse_class_names(args.class_names)
-        vocabulary = user_vocabulary(names, args.label_offset, args.ignore or (_OFFICIAL_IGNORE,), source="--class-names")
-    else:
-        problem = f"{root}: no vocabulary.json beside the shards; give the class names in label order by --class-names"
+    source = ShardsSource(root, split, _vocabulary(Path(root), args), args.selected_cols)
+    if source.vocabulary is None and "label_map" in source.columns:
+        problem = f"{root}: no class names beside the shards; give them in label order by --class-names"
         raise SourceError(f"{problem} (label values: see --label-offset, --ignore)")
-    return ShardsSource(root, split, vocabulary, args.selected_cols)
+    return source
+
+
+def _vocabulary(root: Path, args: argparse.Namespace) -> Optional[ClassVocabulary]:
+    """The classes beside the shards, else those of the command line, else None."""
+    vocabulary = load_vocabulary(root if root.is_dir() else root.parent)
+    if vocabulary is not None:
+        return resolve_vocabulary(args.class_names, vocabulary)
+    if not args.class_names:
+        return None
+    names = parse_class_names(args.class_names)
+    return user_vocabulary(names, args.label_offset, args.ignore or (_OFFICIAL_IGNORE,), source="--class-names")

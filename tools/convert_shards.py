@@ -8,7 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+if __package__ in (None, ""):  # run as a file: make the packages beside this folder importable
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_prep import prepare  # noqa: E402
 from ofaseg.data.exported_folder import write_folder  # noqa: E402
