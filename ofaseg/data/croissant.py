@@ -161,11 +161,12 @@ def _record_set(split: str, paths: list[str], columns: list[str], has_classes: b
     """The rows of a split, a field per column."""
     source = {"fileObject": {"@id": Path(paths[0]).name}} if len(paths) == 1 else {"fileSet": {"@id": _file_set(split)}}
     fields = [_field(split, column, source) for column in columns]
+    numbering = " Classes are numbered in record set classes." if has_classes else ""
     return {
         "@type": "cr:RecordSet",
         "@id": split,
         "name": split,
-        "description": f"The samples of split {split}, one per row." + (" Classes are numbered in record set classes." if has_classes else ""),
+        "description": f"The samples of split {split}, one per row.{numbering}",
         "key": {"@id": f"{split}/id"},
         "field": fields,
     }
