@@ -60,7 +60,7 @@ def write_contact_sheet(out, split: str, vocabulary: Optional[ClassVocabulary]) 
 def _tile(image: np.ndarray, label_map: Optional[np.ndarray], name: str, vocabulary: Optional[ClassVocabulary]) -> Image.Image:
     """Photo, overlay and id of one sample."""
     image, (label_map,) = drawing.shrink(image, [label_map], _SIDE)
-    image, (label_map,) = drawing.enlarge(image, [label_map], _SIDE // 3)
+    image, (label_map,) = drawing.enlarge(image, [label_map], min(image.shape[:2]) * (_SIDE // max(image.shape[:2])))
     panels = [image] if label_map is None else [image, drawing.overlay(image, label_map, vocabulary.palette)]
     height, width = image.shape[:2]
     tile = Image.new("RGB", (len(panels) * (width + 2) - 2, height + _TEXT), (255, 255, 255))
@@ -68,7 +68,7 @@ def _tile(image: np.ndarray, label_map: Optional[np.ndarray], name: str, vocabul
         tile.paste(Image.fromarray(panel), (k * (width + 2), 0))
     font = drawing.font(12, name)
     while name and font.getlength(name) > tile.width:  # the end of an id tells more than its start
-        name = "…" + name.lstrip("…")[1:] if len(name) > 2 else ""
+        name = ".." + name.lstrip(".")[1:] if len(name) > 3 else ""
     ImageDraw.Draw(tile).text((1, height + 2), name, font=font, fill=(40, 40, 40))
     return tile
 

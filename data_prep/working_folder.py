@@ -152,9 +152,7 @@ class WorkingFolder:
             raise ShardError.at(self.path, f"the unfinished run there is another one ({_differences(there, self.description)}); {cure}")
         if not self.resume and there is not None:
             count = len(list(self.path.glob("[0-9]*.json")))
-            logger.warning(
-                "%s: an unfinished run (%d of %d shards) is replaced; --resume would go on with it", self.path, count, self.plan.num_shards
-            )
+            logger.warning("%s: an unfinished run (%d finished shards) is replaced; --resume would go on with it", self.path, count)
         keep = {PLAN_FILE}
         if there == self.description and self.resume:
             for number in self._recorded():

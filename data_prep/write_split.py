@@ -12,12 +12,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_prep import engine
-from data_prep.contact_sheet import write_contact_sheet
+from data_prep.contact_sheet import sheet_path, write_contact_sheet
 from data_prep.shard_work import ShardPlan, files_state, repeated_id
 from data_prep.source import Source, SourceError
 from data_prep.statistics import Statistics
-from data_prep.summary import read_summary, summarize, write_summary
+from data_prep.summary import read_summary, summarize, summary_path, write_summary
 from data_prep.working_folder import PLAN_FILE, FinishedShard, WorkingFolder, combined_state, describe_plan, folder_of
+from ofaseg.atomic import remove_leftovers
 from ofaseg.data.exchange import SplitExchange, content_hash, disk_errors
 from ofaseg.data.folder import described_split, read_description, splits_being_written
 
@@ -93,6 +94,8 @@ def write_split(source: Source, out, split: str, options: WriteOptions) -> dict:
         with disk_errors(out):
             write_contact_sheet(out, split, source.vocabulary)
             write_summary(out, summary)
+            for path in (sheet_path(out, split), summary_path(out, split)):
+                remove_leftovers(path)
             folder.remove()
     return summary
 

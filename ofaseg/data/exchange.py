@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Optional, Protocol, Sequence
 
-from ofaseg.atomic import atomic_write
+from ofaseg.atomic import atomic_write, remove_leftovers
 from ofaseg.data.folder import BY_SPLIT, FOLDER_KEYS, list_splits, shard_name
 from ofaseg.data.parquet import ParquetPart
 from ofaseg.data.rows import ShardError, check_columns
@@ -141,6 +141,7 @@ class SplitExchange:
         names = [shard_name(self.split, k, len(files), self.format) for k in range(len(files))]
         old = [Path(path) for path in list_splits(self.root).get(self.split, [])]
         _remove_leftovers(self.root, self.split)
+        remove_leftovers(self.root / "vocabulary.json")
         with self._mark_removed_unless_exchanged(folder, files[0].path):
             self._write_description({}, folder)
             for file, name in zip(files, names):
