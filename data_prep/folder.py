@@ -151,6 +151,8 @@ def open_split(root, split: str, args: argparse.Namespace) -> Source:
     # the faults of a folder without splits are those of its first one, so that they are counted once
     faults = pairing.faults if split == _BY_HASH[0] or on_bad_sample != "skip" else []
     pairs = [pair for pair in pairing.pairs if pair.stem in chosen]
+    if pairing.pairs and not pairs:
+        raise SourceError(f"{images}: one photo cannot be divided into train and val; give --val-fraction 0, or --splits train")
     return FolderSource(vocabulary, Pairing(pairs, faults), ignore, palette, on_bad_sample)
 
 
