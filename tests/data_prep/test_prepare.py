@@ -37,7 +37,7 @@ def test_some_splits_and_numbers(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["imagenet"], "unknown dataset 'imagenet'; choose from camvid, shapes"),
+        (["imagenet"], "unknown dataset 'imagenet'; choose from ade20k, camvid, cityscapes"),
         (["camvid"], "camvid needs --root"),
         (["camvid", "--root", "nowhere"], "expected nowhere/images/train"),
         (["camvid", "--root", "nowhere", "--splits", "trian"], "no split 'trian'; choose from train, val, test"),
