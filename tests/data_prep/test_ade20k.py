@@ -28,7 +28,9 @@ def test_zero_based_copies(tmp_path):
     assert source[0]["label_map"][0].tolist() == [0, 149, IGNORE_INDEX, IGNORE_INDEX]
 
 
-@pytest.mark.parametrize("value, zero_based, message", [(255, False, "read those with --zero-based"), (151, False, "holds 0"), (151, True, "0..149")])
+@pytest.mark.parametrize(
+    "value, zero_based, message", [(255, False, "read those with --zero-based"), (151, False, "holds 0"), (151, True, "0..149")]
+)
 def test_values_of_the_other_kind_are_errors(tmp_path, value, zero_based, message):
     with pytest.raises(SourceError, match=f"a.png: label value {value} at x 1, y 0; .*{message}"):
         open_one(tmp_path, [1, value], zero_based)[0]
