@@ -226,7 +226,7 @@ class HfSource(Source):
         row = self._opened()[i]
         image = kept_or_png(self._file(row[self.image_column], i, self.image_column), self._place(i, self.image_column))
         where, label = self._place(i, self.label_column), row[self.label_column]
-        if isinstance(label, dict):
+        if label is None or isinstance(label, dict):
             label_map = label_map_to_store(self._file(label, i, self.label_column), self.vocabulary, self.ignore, where)
         else:
             label_map = class_ids(_array(label, where), self.vocabulary, self.ignore, where)
