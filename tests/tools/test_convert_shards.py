@@ -12,6 +12,10 @@ def content(root):
     return json.loads((root / "vocabulary.json").read_text())["content_hash"]
 
 
+def tree(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
 def test_every_form_holds_the_same_rows(tmp_path):
     first = write_shards(tmp_path / "tsv", "tsv")
     write_shards(first, "tsv", num=2, split="val")
@@ -21,8 +25,7 @@ def test_every_form_holds_the_same_rows(tmp_path):
     assert convert_shards.main([str(tmp_path / "parquet"), "--to", "folder", "--out", str(tmp_path / "again")]) == 0
     assert convert_shards.main([str(tmp_path / "parquet"), "--to", "tsv", "--out", str(tmp_path / "back")]) == 0
     assert content(first) == content(tmp_path / "parquet") == content(tmp_path / "back")
-    trees = [{p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()} for root in (tmp_path / "folder", tmp_path / "again")]
-    assert trees[0] == trees[1] and len(trees[0]) > 12
+    assert tree(tmp_path / "folder") == tree(tmp_path / "again") and len(tree(tmp_path / "folder")) > 12
     assert list(ShardReader.for_split(first, "val")) == list(ShardReader.for_split(tmp_path / "back", "val"))
 
 
