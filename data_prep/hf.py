@@ -138,7 +138,8 @@ def _only(names: list[str], taken: Optional[str]) -> Optional[str]:
 
 
 def _type_name(feature) -> str:
-    return "struct" if isinstance(feature, dict) else getattr(feature, "dtype", None) or type(feature).__name__
+    kind = "struct" if isinstance(feature, dict) else type(feature).__name__
+    return feature.dtype if kind == "Value" else kind
 
 
 def find_class_names(root, features, class_names: str) -> tuple[str, ...]:
@@ -230,8 +231,14 @@ class HfSource(Source):
             label_map = label_map_to_store(self._file(label, i, self.label_column), self.vocabulary, self.ignore, where)
         else:
             label_map = class_ids(_array(label, where), self.vocabulary, self.ignore, where)
-        sample_id = f"{self.split}-{i:08d}" if self.id_column is None else row[self.id_column]
-        return {"id": sample_id, "image": image, "label_map": label_map}
+        return {"id": self._id(row, i), "image": image, "label_map": label_map}
+
+    def _id(self, row: dict, i: int) -> str:
+        if self.id_column is None:
+            return f"{self.split}-{i:08d}"
+        if row[self.id_column] is None:
+            raise SourceError(f"{self._place(i, self.id_column)}: empty; choose another --id-column, or remove the row")
+        return str(row[self.id_column])
 
     def _place(self, i: int, column: str) -> str:
         return f"{self.root}, split {self.split}, row {i}, column {column}"

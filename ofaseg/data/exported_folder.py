@@ -28,7 +28,7 @@ from ofaseg.vocabulary import ClassVocabulary
 METADATA = "metadata.json"
 _KIND = "ofaseg folder, version 1"
 _SUBFOLDERS = {"image": "images", "label_map": "labels", "segment_map": "segments"}
-_SAFE_NAME = re.compile(r"\w[\w\-.]*(/\w[\w\-.]*)*", re.ASCII)
+_SAFE_NAME = re.compile(r"(\w[\w\-]*/)*\w[\w\-.]*", re.ASCII)
 _MAX_NAME = 100
 _SUFFIXES = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"BM", ".bmp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"), (b"RIFF", ".webp"))
 

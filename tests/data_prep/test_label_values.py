@@ -42,7 +42,7 @@ def test_values_become_classes(offset, ignore, stored, expected):
 
 def test_bytes_are_kept_unless_a_value_has_to_change():
     vocabulary = user_vocabulary(NAMES, 1, (0, 255), "test")
-    for data in (png([[0, 1, 3]]), png([[0, 1, 3]], "P"), png([[0, 1, 3]], bits=2)):
+    for data in (png([[0, 1, 3]]), png([[0, 1, 3]], "P"), png([[0, 1, 3]], "P", bits=2)):
         assert label_map_to_store(data, vocabulary, (0, 255), "f") == data
     changed = label_map_to_store(png([[0, 1, 255]]), vocabulary, (0, 255), "f")
     assert changed.tolist() == [[IGNORE_INDEX, 0, IGNORE_INDEX]]
