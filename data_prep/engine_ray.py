@@ -7,13 +7,18 @@ import contextlib
 import logging
 import os
 from dataclasses import replace
-from typing import Callable, Sequence
+from typing import Callable, Iterable, Sequence
 
 from data_prep.shard_work import ShardPlan, write_shard
 from data_prep.source import SourceError
 from ofaseg.data.rows import ShardError
 
+_STOP_FILE = "stop"
 _OBJECT_STORE_BYTES = 256 << 20  # shards go to files, so little more than the plan passes through it
+
+
+class _StoppedError(Exception):
+    """Another task failed."""
 
 
 def write_shards(
@@ -31,34 +36,54 @@ def write_shards(
         raise ShardError("--engine ray needs Ray on every machine of the cluster: pip install 'ofaseg[ray]'") from error
     if not numbers:
         return
+    plan = replace(plan, folder=plan.folder.absolute())
     with _cluster(ray, workers):
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        shared = ray.put(replace(plan, folder=plan.folder.absolute()))
-
-        def write(item: dict) -> dict:
-            return {"number": item["number"], "error": _write(ray.get(shared), item["number"])}
-
-        items = [{"number": number} for number in numbers]
-        job = ray.data.from_items(items, override_num_blocks=len(items)).map(write, num_cpus=1, concurrency=min(workers, len(items)))
+        items = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+        job = items.map(lambda item: _write(plan, item["number"]), num_cpus=1, concurrency=min(workers, len(numbers)))
         try:
-            for result in job.iter_rows():
-                if result["error"]:
-                    raise ShardError(result["error"])
-                advance(len(plan.samples(int(result["number"]))))
-                done(int(result["number"]))
+            _wait_for(job.iter_rows(), plan, advance, done)
         except ray.exceptions.RayError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise ShardError.at(plan.folder, f"a Ray task died ({reason}); call again with --resume and fewer --workers") from error
+        except BaseException:
+            with contextlib.suppress(OSError):
+                (plan.folder / _STOP_FILE).touch()
+            raise
 
 
-def _write(plan: ShardPlan, number: int) -> str:
-    """Writes a shard; returns the message of an error that is no bug, since Ray would wrap the exception."""
+def _wait_for(results: Iterable[dict], plan: ShardPlan, advance: Callable[[int], None], done: Callable[[int], None]) -> None:
+    """Follows the results of `_write`; raises the first error when every task has ended."""
+    errors = []
+    for result in results:
+        number = int(result["number"])
+        if result["error"]:
+            errors.append(result["error"])
+        elif result["written"]:
+            advance(len(plan.samples(number)))
+            done(number)
+    if errors:
+        raise ShardError(errors[0])
+
+
+def _write(plan: ShardPlan, number: int) -> dict:
+    """Writes a shard in a task; an error that is no bug comes back as its message and stops the other tasks."""
+    stop = plan.folder / _STOP_FILE
+
+    def tick() -> None:
+        if stop.exists():
+            raise _StoppedError
+
     try:
-        write_shard(plan, number, lambda: None)
+        write_shard(plan, number, tick)
+    except _StoppedError:
+        return {"number": number, "written": False, "error": ""}
     except (SourceError, ShardError) as error:
-        return str(error)
-    return ""
+        with contextlib.suppress(OSError):
+            stop.touch()
+        return {"number": number, "written": False, "error": str(error)}
+    return {"number": number, "written": True, "error": ""}
 
 
 @contextlib.contextmanager

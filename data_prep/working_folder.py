@@ -45,7 +45,7 @@ def describe_plan(plan: ShardPlan, options: dict) -> dict:
     for i in range(len(plan.source)):
         listing.update(f"{plan.source.name(i)}\n".encode("utf-8", "surrogateescape"))
     vocabulary = plan.source.vocabulary
-    return {
+    description = {
         "version": _VERSION,
         "format": plan.format,
         "columns": list(plan.columns),
@@ -54,8 +54,9 @@ def describe_plan(plan: ShardPlan, options: dict) -> dict:
         "samples": len(plan.source),
         "listing": listing.hexdigest(),
         "vocabulary": vocabulary.to_json() if vocabulary is not None else None,
-        "options": json.loads(json.dumps(options, default=str, sort_keys=True)),
+        "options": options,
     }
+    return json.loads(json.dumps(description, default=str))  # as it is read back
 
 
 def combined_state(states: list[str]) -> str:
@@ -121,6 +122,8 @@ class WorkingFolder:
                 self._lock()
                 self._prepare()
             except BaseException:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()  # only when nothing is in it
                 os.close(self._handle)
                 raise
         return self
@@ -130,11 +133,12 @@ class WorkingFolder:
         try:
             if not self.path.is_dir():
                 return
-            count = sum(self.plan.shard_path(number).exists() for number in self._recorded())
+            count = len(self._recorded())
             if count:
                 logger.warning("%s: %d of %d shards are finished; --resume goes on from there", self.path, count, self.plan.num_shards)
             else:
-                self.remove()
+                with disk_errors(self.path):
+                    self.remove()
         finally:
             os.close(self._handle)
 

@@ -86,7 +86,10 @@ def write_split(source: Source, out, split: str, options: WriteOptions) -> dict:
         if shards is None or not exchange.holds([shard.digests for shard in shards if shard.digests]):
             _write_pending(plan, folder, split, options)
             shards = folder.finished()
-            _check(plan, shards, split)
+            if not any(shard.ids for shard in shards):
+                folder.remove()
+                raise _all_bad(shards, split)
+            _check_ids(plan, shards)
             exchange.commit([shard for shard in shards if shard.digests])
         summary = _summary(plan, shards, split)
         raw_state = combined_state([shard.files_state for shard in shards])
@@ -115,7 +118,8 @@ def _complete_summary(out, split: str, plan: ShardPlan, plan_hash: str) -> Optio
 
 def _write_pending(plan: ShardPlan, folder: WorkingFolder, split: str, options: WriteOptions) -> None:
     """Writes the shards that are not finished, under a progress bar, and logs the samples left out."""
-    pending = folder.pending()
+    with disk_errors(folder.path):
+        pending = folder.pending()
     left = sum(len(plan.samples(number)) for number in pending)
 
     def done(number: int) -> None:
@@ -131,11 +135,13 @@ def _write_pending(plan: ShardPlan, folder: WorkingFolder, split: str, options: 
         engine_used.write_shards(plan, pending, options.workers, bar.update, done)
 
 
-def _check(plan: ShardPlan, shards: list[FinishedShard], split: str) -> None:
-    """Raises SourceError when there is no row, ShardError when two have one id."""
-    if not any(shard.ids for shard in shards):
-        reasons = [entry["reason"] for shard in shards for entry in shard.skipped]
-        raise SourceError(f"all {len(reasons)} samples of split {split!r} are bad, the first one: {reasons[0]}")
+def _all_bad(shards: list[FinishedShard], split: str) -> SourceError:
+    reasons = [entry["reason"] for shard in shards for entry in shard.skipped]
+    return SourceError(f"all {len(reasons)} samples of split {split!r} are bad, the first one: {reasons[0]}")
+
+
+def _check_ids(plan: ShardPlan, shards: list[FinishedShard]) -> None:
+    """Raises ShardError when two samples have one id."""
     seen: dict[str, int] = {}
     for shard in shards:
         for name, sample in zip(shard.ids, shard.samples):

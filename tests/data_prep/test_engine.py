@@ -1,6 +1,7 @@
 """Several processes: the files of one, and one clear end when a worker fails or is killed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -84,3 +85,17 @@ def test_the_whole_group_is_killed_twice(tmp_path):
     subprocess.run([*command, str(out), "--resume"], cwd=ROOT, check=True, capture_output=True)
     subprocess.run([*command, str(tmp_path / "undisturbed")], cwd=ROOT, check=True, capture_output=True)
     assert content(out) == content(tmp_path / "undisturbed") and len(ids(out, "val")) == 200
+
+
+@pytest.mark.slow
+def test_workers_run_the_code_of_the_command(tmp_path):
+    """The command of a copy, called from this checkout: no worker may find the modules here, or those that are installed."""
+    for name in ("ofaseg", "user_tasks", "criterions", "data_prep"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    changed = tmp_path / "data_prep" / "shapes.py"
+    changed.write_text(changed.read_text().replace('f"{split}-{seed}-', 'f"copy-{split}-{seed}-'))
+    command = [sys.executable, str(tmp_path / "data_prep" / "prepare.py"), "shapes", "--splits", "val", "--num", "6"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    options = ["--rows-per-shard", "2", "--workers", "2", "--out", str(tmp_path / "out")]
+    subprocess.run([*command, *options], cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert ids(tmp_path / "out", "val") == [f"copy-val-1-{i:06d}" for i in range(6)]

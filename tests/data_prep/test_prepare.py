@@ -68,7 +68,7 @@ def test_damaged_source_is_one_message(tmp_path, capsys):
 def test_verify(tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("a", "b")]
     for folder in folders:
-        options = ["--splits", "train,val", "--num", "3", "--format", "tsv", "--rows-per-shard", "1"]
+        options = ["--splits", "train,val", "--num", "3", "--format", "tsv", "--rows-per-shard", "1", "--workers", "1"]
         assert prepare.main(["shapes", "--out", folder, *options]) == 0
     capsys.readouterr()
     assert prepare.main(["--verify", *folders]) == 0

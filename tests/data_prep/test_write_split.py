@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -182,20 +183,21 @@ NEW = [f"sample_{i}" for i in (0, 2, 6, 7)]
 
 
 @pytest.fixture(scope="module", params=FORMATS)
-def reference(request, tmp_path_factory):
-    """(format, content) of a folder whose "train" was written twice, undisturbed."""
-    out = tmp_path_factory.mktemp("reference")
-    write(ToySource(2), out, format=request.param)
-    write(SOURCE, out, format=request.param, **SKIPPING)
-    return request.param, content(out)
+def undisturbed(request, tmp_path_factory):
+    """(format, folder with two old rows, content of that folder after it was written again)."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    write(ToySource(2), root / "old", format=request.param)
+    shutil.copytree(root / "old", root / "new")
+    write(SOURCE, root / "new", format=request.param, **SKIPPING)
+    return request.param, root / "old", content(root / "new")
 
 
-def test_a_kill_at_every_step(reference, tmp_path):
+def test_a_kill_at_every_step(undisturbed, tmp_path):
     """The old rows stay, or the new ones are there; going on gives, byte for byte, what an undisturbed run does."""
-    format, expected = reference
+    format, old, expected = undisturbed
     for step in range(500):
         out = tmp_path / str(step)
-        write(ToySource(2), out, format=format)
+        shutil.copytree(old, out)
         killed = killed_at(step, lambda out=out: write(SOURCE, out, format=format, **SKIPPING))
         old_or_new(out, ["sample_0", "sample_1"], NEW)
         write(SOURCE, out, format=format, resume=True, **SKIPPING)
@@ -206,14 +208,14 @@ def test_a_kill_at_every_step(reference, tmp_path):
     assert not killed and step >= 50
 
 
-def test_kills_one_after_another(reference, tmp_path):
+def test_kills_one_after_another(undisturbed, tmp_path):
     """Each run goes on where the killed one before stopped, and is killed itself, at random steps."""
-    format, expected = reference
+    format, old, expected = undisturbed
     chooser = random.Random(7)
     kills = 0
     for trial in range(4):
         out = tmp_path / str(trial)
-        write(ToySource(2), out, format=format)
+        shutil.copytree(old, out)
         resume = {"resume": False}
         while killed_at(chooser.randrange(5, 60), lambda out=out, r=resume: write(SOURCE, out, format=format, **r, **SKIPPING)):
             resume = {"resume": True}
