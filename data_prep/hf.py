@@ -198,6 +198,8 @@ class HfSource(Source):
         self.root, self.split, self.vocabulary = str(root), split, vocabulary
         self.image_column, self.label_column = columns
         self.id_column, self.ignore = id_column, tuple(ignore)
+        candidates = (Path(root), Path(root) / "state.json", Path(root) / split / "state.json")
+        self._files = tuple(str(path) for path in candidates if path.exists())
         self._dataset = None
         self._length = len(self._opened())
 
@@ -257,6 +259,9 @@ class HfSource(Source):
 
     def name(self, i: int) -> str:
         return f"{self.root}, split {self.split}, row {i}"
+
+    def files(self, i: int) -> tuple[str, ...]:
+        return self._files  # saving a dataset again renews its state.json
 
 
 def _array(value, where: str) -> np.ndarray:

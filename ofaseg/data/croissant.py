@@ -60,7 +60,7 @@ _MEANINGS = {
 
 
 def write_croissant(root, name: str = "", license: str = "", url: str = "") -> Path:
-    """Writes `croissant.json` into data folder `root`, about all splits that are there; an old one is replaced.
+    """Writes `croissant.json` into data folder `root`, about all splits that are there; an old one is replaced if it differs.
 
     Every shard is read once for its SHA-256.
 
@@ -76,9 +76,11 @@ def write_croissant(root, name: str = "", license: str = "", url: str = "") -> P
     """
     path = Path(root) / FILE_NAME
     try:
-        metadata = describe(root, name, license, url)
+        text = json.dumps(describe(root, name, license, url), indent=1, ensure_ascii=False)
+        if path.exists() and path.read_bytes() == text.encode("utf-8"):
+            return path
         with atomic_write(path, "w") as file:
-            json.dump(metadata, file, indent=1, ensure_ascii=False)
+            file.write(text)
     except OSError as error:
         raise ShardError.at(error.filename or path, f"{error.strerror or error}; check the disk and the path") from error
     return path

@@ -105,6 +105,15 @@ def test_the_official_checker_accepts_it(written):
         assert [row["val/id"] for row in rows] == [b"sample_0", b"sample_1"]
 
 
+def test_it_is_written_again_only_when_it_changed(written):
+    root, _ = written
+    (root / "croissant.json").unlink()
+    first = write_croissant(root).stat()
+    assert write_croissant(root).stat().st_ino == first.st_ino
+    write_shards(root, json.loads((root / "vocabulary.json").read_text())["format"], num=3, split="val")
+    assert "val (3 rows)" in json.loads(write_croissant(root).read_text())["description"]
+
+
 def test_errors(tmp_path):
     with pytest.raises(ShardError, match="no shards with a vocabulary.json"):
         write_croissant(tmp_path)
