@@ -202,7 +202,7 @@ def _out_of_range_problem(stored: np.ndarray, label_map: np.ndarray, vocabulary:
     )
 
 
-def decode_stored_labels(data: bytes, where: str) -> np.ndarray:
+def decode_stored_labels(data: bytes, where: str = "") -> np.ndarray:
     """(H, W) uint8 or uint16, the values of a label map as stored. Raises CodecError as `decode_label_map`, for any value."""
     image = _open(data, where)
     if image.format in ("JPEG", "MPO"):
