@@ -48,6 +48,10 @@ CONTEXT = {
 }
 """The context that the specification asks to repeat in every file."""
 _ENCODING = {".parquet": "application/x-parquet", ".tsv": "text/tab-separated-values"}
+_ENTRIES = {
+    "boxes": {"box": "sc:Float", "text": "sc:Text", "class_id": "sc:Integer"},
+    "segments": {"id": "sc:Integer", "class_id": "sc:Integer", "is_crowd": "sc:Boolean", "area": "sc:Integer", "box": "sc:Float"},
+}
 _MEANINGS = {
     "image": "JPEG or PNG file of the photo.",
     "label_map": "PNG of the photo's height and width; a pixel holds a class number, see record set classes.",
@@ -119,7 +123,7 @@ def _summary(description: dict, splits: dict) -> str:
     if description.get("names"):
         text += f" {len(description['names'])} classes; label value {description.get('ignore_index')} is no label."
     if description.get("format") == "tsv":
-        text += " TSV files have no header line; their fields are the record sets' fields in order. Files in them are base64 text."
+        text += " TSV files have no header line; their fields are the record sets' fields in order."
     return text
 
 
@@ -162,7 +166,7 @@ def _sha256(path) -> str:
 def _record_set(split: str, paths: list[str], columns: list[str], has_classes: bool) -> dict:
     """The rows of a split, a field per column."""
     source = {"fileObject": {"@id": Path(paths[0]).name}} if len(paths) == 1 else {"fileSet": {"@id": _file_set(split)}}
-    fields = [_field(split, column, source) for column in columns]
+    fields = [_field(split, column, source, paths[0].endswith(".parquet")) for column in columns]
     numbering = " Classes are numbered in record set classes." if has_classes else ""
     return {
         "@type": "cr:RecordSet",
@@ -174,15 +178,27 @@ def _record_set(split: str, paths: list[str], columns: list[str], has_classes: b
     }
 
 
-def _field(split: str, column: str, source: dict) -> dict:
-    return {
-        "@type": "cr:Field",
-        "@id": f"{split}/{column}",
-        "name": column,
-        "description": _MEANINGS.get(column, "A column that readers of these shards pass over."),
-        "dataType": "sc:ImageObject" if column in FILE_COLUMNS else "sc:Text",
-        "source": source | {"extract": {"column": column}},
-    } | ({"repeated": True} if column in LIST_COLUMNS else {})
+def _field(split: str, column: str, source: dict, is_parquet: bool) -> dict:
+    """A column: in Parquet a picture is a struct with its bytes and the lists are lists, in TSV both are text."""
+    field = {"@type": "cr:Field", "@id": f"{split}/{column}", "name": column}
+    meaning = _MEANINGS.get(column, "A column that readers of these shards pass over.")
+    extract = {"extract": {"column": column}}
+    if not is_parquet:
+        meaning += " Base64 text." if column in FILE_COLUMNS else " A JSON list." if column in LIST_COLUMNS else ""
+        return field | {"description": meaning, "dataType": "sc:Text", "source": source | extract}
+    field["description"] = meaning
+    if column in FILE_COLUMNS:
+        return field | {"dataType": "sc:ImageObject", "source": source | extract | {"transform": {"jsonPath": "bytes"}}}
+    if column not in _ENTRIES:
+        repeated = {"repeated": True} if column in LIST_COLUMNS else {}
+        return field | {"dataType": "sc:Text", "source": source | extract} | repeated
+    entries = [
+        {"@type": "cr:Field", "@id": f"{split}/{column}/{name}", "name": name, "dataType": kind}
+        | {"source": source | extract | {"transform": {"jsonPath": name}}}
+        | ({"repeated": True} if name == "box" else {})
+        for name, kind in _ENTRIES[column].items()
+    ]
+    return field | {"repeated": True, "subField": entries}
 
 
 def _classes(names: list[str], label_offset: int) -> dict:

@@ -60,7 +60,8 @@ def test_required_properties_and_references(written):
     found = list(nodes(metadata))
     assert {node["@type"] for node in found} == set(REQUIRED)
     for node in found:
-        missing = [key for key in REQUIRED[node["@type"]] if not node.get(key)]
+        required = [key for key in REQUIRED[node["@type"]] if key != "dataType" or "subField" not in node]
+        missing = [key for key in required if not node.get(key)]
         assert not missing, (node.get("@id"), missing)
     ids = [node["@id"] for node in found if "@id" in node]
     assert len(ids) == len(set(ids)) and set(references(metadata)) <= set(ids)
@@ -82,9 +83,16 @@ def test_fields_are_the_columns(written):
     columns = json.loads((root / "vocabulary.json").read_text())["columns"]
     for split in ("train", "val"):
         (record_set,) = [node for node in metadata["recordSet"] if node["@id"] == split]
-        assert [field["source"]["extract"]["column"] for field in record_set["field"]] == columns
+        assert [field["name"] for field in record_set["field"]] == columns
+        for field in record_set["field"]:
+            for leaf in field.get("subField", [field]):
+                assert leaf["source"]["extract"]["column"] == field["name"]
     for path in root.glob("*.parquet"):
-        assert set(pq.read_schema(path).names) == set(columns)
+        schema = pq.read_schema(path)
+        assert schema.names == columns
+        for field in record_set["field"]:
+            names = [leaf["source"]["transform"]["jsonPath"] for leaf in field.get("subField", ())]
+            assert not names or [entry.name for entry in schema.field(field["name"]).type.value_type] == names
 
 
 def test_classes_are_inline(written):
