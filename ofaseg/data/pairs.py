@@ -27,12 +27,13 @@ class Pairing(NamedTuple):
     faults: list[ShardError]
 
 
-def files_by_stem(folder, suffixes, ending: str = "") -> dict[str, list[Path]]:
+def files_by_stem(folder, suffixes, ending: str = "", passed_over: str = "") -> dict[str, list[Path]]:
     """Stem -> the files of that stem in `folder` and the folders below, in sorted order; hidden files are left out.
 
     Args:
         suffixes: lower-case file suffixes that count; a file's may be in capitals.
         ending: what a name must end with before its suffix, such as "_leftImg8bit"; it is no part of the stem.
+        passed_over: names that end with this before their suffix do not count, such as "_labelTrainIds".
 
     Raises:
         FileNotFoundError: no such folder.
@@ -45,17 +46,21 @@ def files_by_stem(folder, suffixes, ending: str = "") -> dict[str, list[Path]]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             base, suffix = os.path.splitext(name)
-            if not name.startswith(".") and suffix.lower() in suffixes and base.endswith(ending):
+            if name.startswith(".") or suffix.lower() not in suffixes or (passed_over and base.endswith(passed_over)):
+                continue
+            if base.endswith(ending):
                 relative = Path(parent).relative_to(folder) / base[: len(base) - len(ending)]
                 found[relative.as_posix()].append(Path(parent) / name)
     return dict(sorted(found.items()))
 
 
-def pair_by_stem(images, label_maps, image_ending: str = "", label_ending: str = "", label_suffixes=LABEL_SUFFIXES) -> Pairing:
+def pair_by_stem(
+    images, label_maps, image_ending: str = "", label_ending: str = "", label_passed_over: str = "", label_suffixes=LABEL_SUFFIXES
+) -> Pairing:
     """Pairs the photos below folder `images` with the label maps below folder `label_maps` that have the same stem.
 
     Args:
-        image_ending, label_ending: see `files_by_stem`.
+        image_ending, label_ending, label_passed_over: see `files_by_stem`.
 
     Returns: the pairs, and a fault for a photo without label map or the reverse, for a stem with several photos or label maps,
         and for partners whose names differ in capitals only (some disks tell them apart, some do not).
@@ -64,7 +69,7 @@ def pair_by_stem(images, label_maps, image_ending: str = "", label_ending: str =
         FileNotFoundError: one of the folders is missing.
     """
     photos = files_by_stem(images, IMAGE_SUFFIXES, image_ending)
-    maps = files_by_stem(label_maps, label_suffixes, label_ending)
+    maps = files_by_stem(label_maps, label_suffixes, label_ending, label_passed_over)
     faults = [*_doubled(photos, "photos"), *_doubled(maps, "label maps")]
     pairs = [Pair(stem, photos[stem][0], maps[stem][0]) for stem in photos if stem in maps and len(photos[stem]) == len(maps[stem]) == 1]
     lone_photos = {stem: files[0] for stem, files in photos.items() if stem not in maps}
