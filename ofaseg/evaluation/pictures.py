@@ -13,6 +13,9 @@ from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
 IGNORE_COLOUR = (128, 128, 128)
 """RGB of pixels without a label."""
 
+ERROR_COLOUR = (226, 30, 60)
+"""RGB laid over wrong pixels."""
+
 FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "Arial.ttf")
 """Looked for in this order by names that Pillow's built-in font (Latin letters) cannot write."""
 
@@ -54,6 +57,25 @@ def overlay(image: np.ndarray, label_map: np.ndarray, palette, alpha: float = 0.
     if outline:
         mixed[outlines(label_map)] = 255
     return (mixed + 0.5).astype(np.uint8)
+
+
+def error_overlay(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, float]:
+    """The photo in grey with wrong pixels in red and unlabelled ones darkened.
+
+    Args:
+        image: (H, W, 3) uint8.
+        truth: (H, W) class ids or IGNORE_INDEX.
+        prediction: (H, W) class ids.
+
+    Returns:
+        (H, W, 3) uint8, and the share 0..1 of the labelled pixels that is wrong (0 without labels).
+    """
+    labelled = truth != IGNORE_INDEX
+    wrong = labelled & (truth != prediction)
+    grey = np.repeat((image @ np.array([0.299, 0.587, 0.114]))[..., None], 3, axis=2)
+    drawn = np.where(wrong[..., None], 0.35 * grey + 0.65 * np.array(ERROR_COLOUR), grey)
+    drawn = np.where(labelled[..., None], drawn, 0.45 * grey)
+    return (drawn + 0.5).astype(np.uint8), float(wrong.sum()) / max(1, int(labelled.sum()))
 
 
 def enlarge(image: np.ndarray, label_maps: Sequence[Optional[np.ndarray]], min_side: int) -> tuple[np.ndarray, list]:
