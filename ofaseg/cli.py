@@ -1,4 +1,4 @@
-"""The console command `ofaseg`: evaluate, predict, report."""
+"""The console command `ofaseg`: evaluate, predict, report, browse."""
 
 import argparse
 import importlib
@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "scores of a checkpoint on a split of shards",
     "predict": "segment photos into named classes",
     "report": "one HTML page from evaluations and training logs",
+    "browse": "a gallery of the rows of shards",
 }
 
 
