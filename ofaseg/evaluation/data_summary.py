@@ -20,14 +20,16 @@ class SplitSummary:
         rows: number of photos, None when unknown.
         sizes: height x width of the photos in words, or "".
         skipped: samples that the converter left out.
-        pixels: labelled pixels of class 0..K-1; empty when unknown.
+        shares: of class 0..K-1 in the labelled pixels, 0..1; empty when unknown.
+        images: photos that show class 0..K-1; as long as `shares`.
     """
 
     name: str
     rows: Optional[int] = None
     sizes: str = ""
     skipped: int = 0
-    pixels: list[int] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -52,7 +54,7 @@ def read_data_summary(folder) -> Optional[DataSummary]:
         return None
     names = about.get("names") or []
     rows = about.get("num_rows") or {}
-    splits = [_split(folder / f"summary_{name}.json", name, count, len(names)) for name, count in rows.items()]
+    splits = [_split(folder / f"summary_{name}.json", name, count) for name, count in rows.items()]
     return DataSummary(str(folder), str(about.get("source", "")), list(names), splits)
 
 
@@ -68,21 +70,24 @@ def _read_object(path: Path) -> Optional[dict]:
     return data
 
 
-def _split(path: Path, name: str, rows: int, num_classes: int) -> SplitSummary:
-    found = _read_object(path) or {}
-    pixels = found.get("pixels_per_class") or []
-    pixels = list(pixels.values()) if isinstance(pixels, dict) else list(pixels)
-    skipped = found.get("skipped") or []
-    count = skipped if isinstance(skipped, int) else len(skipped)
-    return SplitSummary(name, rows, _sizes(found.get("sizes")), count, pixels[:num_classes] if len(pixels) >= num_classes else [])
+def _split(path: Path, name: str, rows: int) -> SplitSummary:
+    found = _read_object(path)
+    if found is None:
+        return SplitSummary(name, rows)
+    try:
+        shares, images = [c["share"] for c in found["classes"]], [c["images"] for c in found["classes"]]
+        return SplitSummary(name, rows, _sizes(found["sizes"]), len(found["skipped"]), shares, images)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the summary of a split ({error!r}); write the shards again") from error
 
 
-def _sizes(sizes) -> str:
-    """Height x width, smallest to largest."""
-    if not isinstance(sizes, dict) or not {"min", "max"} <= set(sizes):
-        return ""
-    texts = ["x".join(map(str, sizes[key])) if isinstance(sizes[key], list) else str(sizes[key]) for key in ("min", "max")]
-    return texts[0] if texts[0] == texts[1] else f"{texts[0]} to {texts[1]}"
+def _sizes(sizes: dict) -> str:
+    """Height x width where all photos have one size, else the ranges of both."""
+    texts = []
+    for axis in ("height", "width"):
+        low, high = sizes[axis]["min"], sizes[axis]["max"]
+        texts.append(str(low) if low == high else f"{low}..{high}")
+    return " x ".join(texts)
 
 
 def data_section(folders: Sequence[DataSummary], vocabulary: ClassVocabulary) -> str:
@@ -109,15 +114,15 @@ def _folder(data: DataSummary, vocabulary: ClassVocabulary) -> str:
 
 def _class_shares(data: DataSummary, vocabulary: ClassVocabulary) -> str:
     """Each class's share of the labelled pixels by split, folded away; "" when no split knows them."""
-    splits = [split for split in data.splits if split.pixels]
+    splits = [split for split in data.splits if len(split.shares) == len(data.class_names)]
     if not splits or not data.class_names:
         return ""
     coloured = list(vocabulary.names) == data.class_names
-    head = "<th scope=col>class</th>" + "".join(f"<th scope=col>{escape(split.name)}, %</th>" for split in splits)
+    head = "".join(f"<th scope=col>{escape(split.name)}, %</th><th scope=col>{escape(split.name)}, photos</th>" for split in splits)
     rows = ""
     for k, name in enumerate(data.class_names):
-        cells = "".join(f"<td>{percent(split.pixels[k] / max(1, sum(split.pixels)))}</td>" for split in splits)
+        cells = "".join(f"<td>{percent(split.shares[k])}</td><td>{split.images[k]:,}</td>" for split in splits)
         mark = swatch(vocabulary, k) + " " if coloured else ""
         rows += f'<tr><td class="chips-cell">{mark}{escape(name)}</td>{cells}</tr>'
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    return f"<details><summary>Share of the labelled pixels by class</summary>{table}</details>"
+    table = f'<div class="scroll"><table><thead><tr><th scope=col>class</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f"<details><summary>Share of the labelled pixels and number of photos by class</summary>{table}</details>"

@@ -26,7 +26,7 @@ def full_page():
     scores = semantic_scores(matrix, VOCABULARY) | {"images": 1}
     results = [Result("adapted <b>", scores, matrix.numpy()), Result("before", scores)]
     example = Example("photo <1>", IMAGE, LABELS, {"adapted <b>": LABELS, "before": LABELS}, "worst", 0.25)
-    data = DataSummary("shards", "a <source>", list(VOCABULARY.names), [SplitSummary("val", 7, "6x8", 2, [1, 3, 0])])
+    data = DataSummary("shards", "a <source>", list(VOCABULARY.names), [SplitSummary("val", 7, "6 x 8", 2, [0.25, 0.75, 0.0], [1, 5, 0])])
     configuration = [("run", {"model": {"_name": "segofa_<nano>"}})]
     return html_report("Title & more", results, VOCABULARY, [example], [log()], "One.\n\nTwo <i>.", "command", configuration, [data])
 
@@ -47,7 +47,7 @@ def test_the_page_stands_alone_and_escapes_names():
 
 def test_the_data_summary_tells_shares_and_what_was_left_out():
     page = full_page()
-    assert re.search(r"sky</td><td>75.0</td>", page) and "<td>val</td><td>7</td><td>6x8</td><td>2</td>" in page
+    assert "sky</td><td>75.0</td><td>5</td>" in page and "<td>val</td><td>7</td><td>6 x 8</td><td>2</td>" in page
 
 
 def test_an_example_offers_its_layers_and_starts_with_photo_and_prediction():
