@@ -30,7 +30,7 @@ def test_sizes_shares_and_skipped_samples_come_from_the_summary_of_a_split(tmp_p
 
 @pytest.mark.parametrize(
     "name, text",
-    [("vocabulary.json", "{"), ("vocabulary.json", "[]"), ("summary_val.json", "{"), ("summary_val.json", "[]"), ("summary_val.json", "{}")],
+    [("vocabulary.json", "{"), ("vocabulary.json", "[]"), *(("summary_val.json", text) for text in ("{", "[]", "{}"))],
 )
 def test_a_damaged_file_is_named(tmp_path, name, text):
     (tmp_path / "vocabulary.json").write_text(json.dumps({"names": ["a"], "num_rows": {"val": 1}}))
