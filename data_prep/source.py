@@ -1,6 +1,7 @@
 """Reading raw datasets: what converters share."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -40,9 +41,16 @@ class Source:
         """
         raise NotImplementedError
 
+    def __iter__(self) -> Iterator[dict]:
+        return (self[i] for i in range(len(self)))
+
     def name(self, i: int) -> str:
         """Where sample `i` comes from (a file), for messages; reads nothing."""
         return f"sample {i}"
+
+    def files(self, i: int) -> tuple[str, ...]:
+        """The raw files of sample `i`, whose sizes and times tell whether it changed; names of no file are passed over."""
+        return (self.name(i),)
 
 
 def read_label_file(path) -> np.ndarray:

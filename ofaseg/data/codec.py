@@ -168,7 +168,7 @@ def decode_label_map(data: bytes, vocabulary: ClassVocabulary, where: str = "") 
     Raises:
         CodecError: not a lossless single-channel image, damaged, or a value that is neither a class nor the ignore label.
     """
-    stored = _decode_stored_labels(data, where)
+    stored = decode_stored_labels(data, where)
     table = _label_table(len(vocabulary), vocabulary.label_offset, vocabulary.ignore_label, 8 * stored.dtype.itemsize)
     label_map = cv2.LUT(stored, table) if stored.dtype == np.uint8 else table[stored]
     if label_map.size and int(label_map.min()) == _OUT_OF_RANGE:
@@ -202,8 +202,8 @@ def _out_of_range_problem(stored: np.ndarray, label_map: np.ndarray, vocabulary:
     )
 
 
-def _decode_stored_labels(data: bytes, where: str) -> np.ndarray:
-    """(H, W) uint8 or uint16, the values as stored."""
+def decode_stored_labels(data: bytes, where: str) -> np.ndarray:
+    """(H, W) uint8 or uint16, the values of a label map as stored. Raises CodecError as `decode_label_map`, for any value."""
     image = _open(data, where)
     if image.format in ("JPEG", "MPO"):
         raise CodecError(_message(where, "the label map is a JPEG, whose compression changes class ids; store it as PNG"))

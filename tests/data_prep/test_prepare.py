@@ -40,9 +40,6 @@ def test_some_splits_and_numbers(tmp_path):
         (["camvid"], "camvid needs --root"),
         (["camvid", "--root", "nowhere"], "expected nowhere/images/train"),
         (["camvid", "--root", "nowhere", "--splits", "trian"], "no split 'trian'; choose from train, val, test"),
-        (["camvid", "--root", "nowhere", "--seed", "1"], "--seed does not apply to camvid"),
-        (["shapes", "--num", "many"], "--num 'many': 'many' is not a number"),
-        (["shapes", "--num", "0"], "at least 1"),
     ],
 )
 def test_errors(tmp_path, capsys, arguments, message):
@@ -100,6 +97,10 @@ def test_verify(tmp_path, capsys):
         (["shapes", "--verify", "x"], "--verify takes folders alone; leave out dataset"),
         (["--verify", "x", "--out", "y"], "leave out --out"),
         (["--verify"], "expected at least one argument"),
+        (["camvid", "--root", "nowhere", "--out", "y", "--seed", "1"], "unrecognized arguments: --seed 1"),
+        (["shapes", "--out", "y", "--num", "many"], "argument --num: 'many': 'many' is not a number"),
+        (["shapes", "--out", "y", "--num", "train=0"], "at least 1"),
+        (["shapes", "--out", "y", "--num", "dev=3"], "no split 'dev'; choose from train, val, test"),
     ],
 )
 def test_usage(capsys, arguments, message):
