@@ -202,8 +202,12 @@ def _out_of_range_problem(stored: np.ndarray, label_map: np.ndarray, vocabulary:
     )
 
 
-def decode_stored_labels(data: bytes, where: str) -> np.ndarray:
-    """(H, W) uint8 or uint16, the values of a label map as stored. Raises CodecError as `decode_label_map`, for any value."""
+def decode_stored_labels(data: bytes, where: str = "") -> np.ndarray:
+    """(H, W) uint8 or uint16: the values of a label map as they are stored, before any vocabulary explains them.
+
+    Raises:
+        CodecError: not a lossless single-channel image, or damaged.
+    """
     image = _open(data, where)
     if image.format in ("JPEG", "MPO"):
         raise CodecError(_message(where, "the label map is a JPEG, whose compression changes class ids; store it as PNG"))

@@ -1,6 +1,8 @@
 """FairseqDatasets of dense segmentation: rows of shards, decoded, transformed and collated."""
 
 import logging
+import os
+import shlex
 from typing import Callable, Optional
 
 import numpy as np
@@ -15,6 +17,11 @@ from ofaseg.vocabulary import ClassVocabulary
 logger = logging.getLogger(__name__)
 
 Transform = Callable[[dict, np.random.Generator], dict]
+
+ON_BAD_SAMPLE = ("skip", "raise")
+"""What to do with a row that cannot be turned into a sample: leave it out of its batch, or stop."""
+MAX_BAD_IN_A_ROW = 100
+"""So many bad rows one after the other are no accident: reading stops."""
 
 
 class PlainBatches(FairseqDataset):
@@ -52,6 +59,10 @@ class PlainBatches(FairseqDataset):
         return [indices]
 
 
+class TooManyBadRows(ShardError):
+    """Row after row could not be read: the shards are unusable, or belong to another vocabulary."""
+
+
 class BadRow:
     """A row that could not be turned into a sample, and why."""
 
@@ -63,15 +74,19 @@ class SegmentationDataset(PlainBatches):
     """Photos with label maps.
 
     `dataset[i]` is row i of the reader after decoding and transforming; its random state is a pure function of
-    (seed, epoch, i). A row that cannot be decoded is logged and left out of its batch; the others go on. With
-    `strict` it raises instead.
+    (seed, epoch, i). A row that cannot be decoded is logged and left out of its batch; the others go on.
 
     Args:
         reader: the shards.
         vocabulary: how stored labels map to class ids.
         transform: sample, random generator -> sample.
         training: shuffle rows each epoch; otherwise keep their order and carry labels at native size.
+        on_bad_sample: "skip" leaves bad rows out (`TooManyBadRows` after `MAX_BAD_IN_A_ROW` without a good one between them),
+            "raise" raises at the first.
         batch_size_key: (height, width) of a photo -> its size after the transform; photos of equal key share a batch.
+
+    Raises:
+        ValueError: another `on_bad_sample`.
     """
 
     def __init__(
@@ -81,11 +96,14 @@ class SegmentationDataset(PlainBatches):
         transform: Transform,
         training: bool,
         seed: int = 1,
-        strict: bool = False,
+        on_bad_sample: str = "skip",
         batch_size_key: Optional[Callable[[int, int], tuple[int, int]]] = None,
     ):
+        if on_bad_sample not in ON_BAD_SAMPLE:
+            raise ValueError(f"on_bad_sample is {on_bad_sample!r}; choose from {', '.join(ON_BAD_SAMPLE)}")
         self.reader, self.vocabulary, self.transform = reader, vocabulary, transform
-        self.training, self.seed, self.strict, self.batch_size_key = training, seed, strict, batch_size_key
+        self.training, self.seed, self.on_bad_sample, self.batch_size_key = training, seed, on_bad_sample, batch_size_key
+        self._bad_in_a_row = 0
         self._size_keys: dict[int, tuple[int, int]] = {}  # a split's headers are read once, not at every validation
 
     def __len__(self) -> int:
@@ -114,12 +132,26 @@ class SegmentationDataset(PlainBatches):
 
     def __getitem__(self, index: int):
         try:
-            return self.load(index)
+            sample = self.load(index)
         except (ShardError, codec.CodecError) as error:
-            if self.strict:
+            if self.on_bad_sample == "raise":
                 raise
             logger.warning("row %d is left out: %s", index, error)
+            self._count_bad(error)
             return BadRow(index, error)
+        self._bad_in_a_row = 0
+        return sample
+
+    def _count_bad(self, error: Exception) -> None:
+        """Raises TooManyBadRows when `error` is one of too many without a good row between them."""
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row < MAX_BAD_IN_A_ROW:
+            return
+        folder = os.path.dirname(self.reader.paths[0]) or "."
+        raise TooManyBadRows(
+            f"{MAX_BAD_IN_A_ROW} rows in a row cannot be read, the last: {error}. `ofaseg doctor {shlex.quote(folder)}` lists what is "
+            "wrong with each row"
+        ) from error
 
     def load(self, index: int) -> dict:
         """The sample of row `index`: image (3, H, W) uint8, label_map (H, W) long, native_size, native_label_map.

@@ -99,6 +99,17 @@ def _read_index(path) -> np.ndarray:
     return np.frombuffer(payload, dtype="<u8")
 
 
+def index_problem(path) -> str:
+    """Why the stored index of a TSV is not used; "" when it fits, or when there is none."""
+    try:
+        _read_index(path)
+    except FileNotFoundError:
+        return ""
+    except (_BadIndex, OSError) as error:
+        return str(error)
+    return ""
+
+
 def load_offsets(path) -> np.ndarray:
     """The line offsets of `path`, from its index when that matches, else from a sweep whose result is stored if possible.
 

@@ -168,7 +168,7 @@ def test_batches_keep_every_row():
 
 
 def strict(**options):
-    return dataset(**options, options={"strict": True})
+    return dataset(**options, options={"on_bad_sample": "raise"})
 
 
 def test_settings_out_of_range_say_what_to_do():

@@ -101,7 +101,7 @@ def test_one_bad_row_never_costs_the_others(tmp_path, caplog):
     empty = evaluation.collater([evaluation[1]])
     assert empty["nsentences"] == 0 and len(empty["bad_rows"]) == 1
     with pytest.raises((ShardError, codec.CodecError), match="row 1"):
-        dataset(tmp_path, "train", vocabulary=vocabulary, strict=True)[1]
+        dataset(tmp_path, "train", vocabulary=vocabulary, on_bad_sample="raise")[1]
 
 
 def test_a_label_map_of_another_size_is_named(tmp_path):
@@ -111,7 +111,7 @@ def test_a_label_map_of_another_size_is_named(tmp_path):
     fields = path.read_text().rstrip("\n").split("\t")
     path.write_text("\t".join([fields[0], codec.b64encode(other).decode(), *fields[2:]]) + "\n")
     with pytest.raises(codec.CodecError, match="the label map is 48x32 .* the image 32x48"):
-        dataset(tmp_path, vocabulary=vocabulary, strict=True)[0]
+        dataset(tmp_path, vocabulary=vocabulary, on_bad_sample="raise")[0]
 
 
 def test_seq2seq_batches_share_one_source(tmp_path):
