@@ -206,10 +206,12 @@ def _card(card: Card, gallery: _Gallery, number: int) -> str:
         if not pages or pages[-1][0] != number:
             pages.append([number, 0])
         pages[-1][1] += 1
-    size = "" if card.image is None else f" · {card.image.shape[0]} x {card.image.shape[1]}"
-    title = f'<h2><span>{escape(card.name)}</span><span class="muted">{escape(card.place)}{size}</span></h2>'
-    body = f"<p>{escape(card.problem)}</p>" if card.problem else _pictures(card, gallery.vocabulary) + _words(card, gallery.vocabulary)
+    size = "" if card.image is None else f"{card.image.shape[0]} x {card.image.shape[1]}"
+    title = f'<h2><span>{escape(card.name)}</span><span class="muted">{size}</span></h2>'
     css = "row card bad" if card.problem else "row card"
+    body = f"<p>{escape(card.problem)}</p>"
+    if not card.problem:
+        body = _pictures(card, gallery.vocabulary) + _words(card, gallery.vocabulary) + f'<p class="muted">{escape(card.place)}</p>'
     return f'<article class="{css}" data-classes="{" ".join(classes)}">{title}{body}</article>'
 
 
