@@ -3,9 +3,10 @@
     ROOT/images/{training,validation}/<stem>.jpg
     ROOT/annotations/{training,validation}/<stem>.png
 
-The release stores 0 for "other" (no label here) and 1..150 for the classes in the order of `class_names/ade150.txt`. Some
-copies were shifted to start at zero (0..149, and 150 or 255 for no label): `--zero-based` reads those. Reading either as the
-other would move every class by one, so values that only the other kind has are an error.
+The folders may also be named train and val, and annotations labels. The release stores 0 for "other" (no label here) and
+1..150 for the classes in the order of `class_names/ade150.txt`. Some copies were shifted to start at zero (0..149, and 150 or
+255 for no label): `--zero-based` reads those. Reading either as the other would move every class by one, so values that only
+the other kind has are an error.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     ROOT/images/{train2017,val2017}/<id>.jpg            (or ROOT/{train2017,val2017}/<id>.jpg)
     ROOT/annotations/{train2017,val2017}/<id>.png       (or ROOT/stuffthingmaps/{train2017,val2017}/<id>.png)
 
-Two kinds of label files are read, told apart by their names:
+The folders may also be named train and val, and annotations labels. Two kinds of label files are read, told apart by their names:
 
 - `<id>.png`, the official pixel maps (stuffthingmaps_trainval2017.zip): the COCO-Stuff id minus one, 0..181, of which eleven
   are unused, and 255 for no label. The 171 ids in use are numbered 0..170 in increasing order.

@@ -150,7 +150,10 @@ def open_split(root, split: str, args: argparse.Namespace) -> Source:
     chosen = choose_by_hash([pair.stem for pair in pairing.pairs], args.val_fraction, split)
     # the faults of a folder without splits are those of its first one, so that they are counted once
     faults = pairing.faults if split == _BY_HASH[0] or on_bad_sample != "skip" else []
-    return FolderSource(vocabulary, Pairing([pair for pair in pairing.pairs if pair.stem in chosen], faults), ignore, palette, on_bad_sample)
+    pairs = [pair for pair in pairing.pairs if pair.stem in chosen]
+    if pairing.pairs and not pairs:
+        raise SourceError(f"{images}: one photo cannot be divided into train and val; give --val-fraction 0, or --splits train")
+    return FolderSource(vocabulary, Pairing(pairs, faults), ignore, palette, on_bad_sample)
 
 
 def _vocabulary(root: Path, args: argparse.Namespace, palette: Optional[list[NamedColour]]) -> ClassVocabulary:
@@ -161,7 +164,8 @@ def _vocabulary(root: Path, args: argparse.Namespace, palette: Optional[list[Nam
     elif palette is not None:
         names = tuple(entry.name for entry in palette)
     else:
-        raise FileNotFoundError(f"{class_file}: no class names; write one per line there, in the order of the label values, or give --class-names")
+        cure = "write one per line there, in the order of the label values, or give --class-names"
+        raise FileNotFoundError(f"{class_file}: no class names; {cure}")
     if palette is None:
         return user_vocabulary(names, args.label_offset, args.ignore, source=f"folder {root.resolve().name}")
     colours = {entry.name: entry.rgb for entry in palette}

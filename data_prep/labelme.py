@@ -45,7 +45,9 @@ def read_labelme(path, class_names: Sequence[str]) -> np.ndarray:
             if label != IGNORED_LABEL and label not in class_names:
                 raise SourceError(f"{where}: label {label!r} is not in the class list; add it there, or correct it")
             label_map[_mask(shape, height, width, where)] = IGNORE_INDEX if label == IGNORED_LABEL else class_names.index(label)
-        except (KeyError, TypeError, IndexError, OverflowError) as error:
+        except SourceError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
             raise SourceError(f"{where}: not as labelme writes it ({error!r}); save the file again with labelme") from error
     return label_map
 

@@ -15,27 +15,33 @@ import argparse
 import importlib
 import inspect
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Optional
 
-import numpy as np
-from tqdm import tqdm
-
 if __package__ in (None, ""):  # run as a file: make the packages beside this folder importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_prep.engine import usable_cores  # noqa: E402
 from data_prep.source import Source, SourceError  # noqa: E402
-from ofaseg.data import codec  # noqa: E402
-from ofaseg.data.shards import ShardError, ShardWriter  # noqa: E402
+from data_prep.summary import describe  # noqa: E402
+from data_prep.write_split import ENGINES, WriteOptions, write_split  # noqa: E402
+from ofaseg.data.croissant import write_croissant  # noqa: E402
+from ofaseg.data.rows import ShardError  # noqa: E402
 from ofaseg.data.verify import verify_folder  # noqa: E402
-from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError  # noqa: E402
-
-logger = logging.getLogger(__name__)
+from ofaseg.vocabulary import VocabularyError  # noqa: E402
 
 DATASETS = {
+    "ade20k": "data_prep.ade20k",
     "camvid": "data_prep.camvid",
+    "cityscapes": "data_prep.cityscapes",
+    "coco_stuff": "data_prep.coco_stuff",
+    "coco_unseen": "data_prep.coco_unseen",
+    "folder": "data_prep.folder",
+    "hf": "data_prep.hf",
     "shapes": "data_prep.shapes",
+    "shards": "data_prep.shards",
 }
 """Dataset name -> module. A new dataset is a new module and a line here."""
 
@@ -51,66 +57,46 @@ def load_dataset_module(name: str):
     return importlib.import_module(DATASETS[name])
 
 
-def sample_to_row(sample: dict, vocabulary: ClassVocabulary) -> tuple[dict, Optional[np.ndarray]]:
-    """(row for a ShardWriter, its label map (H, W) or None). Bytes are kept, arrays are encoded, labels are checked.
-
-    Raises:
-        CodecError: an array of the wrong shape, or a label that is neither a class nor "no label".
-    """
-    row, label_map = dict(sample), sample.get("label_map")
-    if isinstance(row.get("image"), np.ndarray):
-        row["image"] = codec.encode_image(row["image"])
-    if isinstance(row.get("segment_map"), np.ndarray):
-        row["segment_map"] = codec.encode_segment_map(row["segment_map"])
-    if isinstance(label_map, np.ndarray):
-        row["label_map"] = codec.encode_label_map(label_map, vocabulary)
-    elif label_map is not None:
-        label_map = codec.decode_label_map(label_map, vocabulary)
-    return row, label_map
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
-def write_split(source: Source, out, split: str, format: str, rows_per_shard: int = 5000) -> dict:
-    """Writes one split of a dataset as shards.
-
-    Returns:
-        num_rows, and pixels: (K + 1,) int64 labelled pixels per class, last "no label".
-
-    Raises:
-        PrepareError: the source is incomplete or damaged (the message names the file), or the shards cannot be written.
-    """
-    vocabulary = source.vocabulary
-    pixels = np.zeros(len(vocabulary) + 1, dtype=np.int64)
-    i = 0
-    try:
-        with ShardWriter(out, split, vocabulary, source.columns, format, rows_per_shard) as writer:
-            for i in tqdm(range(len(source)), desc=split, unit="row"):
-                row, label_map = sample_to_row(source[i], vocabulary)
-                writer.write(row)
-                if label_map is not None:
-                    pixels += np.bincount(np.where(label_map == IGNORE_INDEX, len(vocabulary), label_map).ravel(), minlength=len(pixels))
-        return {"num_rows": writer.num_rows, "pixels": pixels}
-    except codec.CodecError as error:
-        raise PrepareError(f"{source.name(i)}: {error}") from error
-    except (FileNotFoundError, SourceError, ShardError, VocabularyError) as error:
-        raise PrepareError(str(error)) from error
-
-
-def parse_arguments(argv=None) -> argparse.Namespace:
-    """The command line, with the options of the dataset that it names. Raises PrepareError for an unknown dataset."""
+def _parser() -> argparse.ArgumentParser:
+    """The options of every dataset."""
     parser = argparse.ArgumentParser(prog="prepare", description="Turn a dataset into shards (TSV or Parquet) with their vocabulary.json.")
     parser.add_argument("dataset", nargs="?", help=f"one of: {', '.join(DATASETS)}; DATASET --help lists its own options")
     parser.add_argument("--root", help="folder of the raw dataset; see the docstring of data_prep/<dataset>.py for its layout")
     parser.add_argument("--out", help="folder to write; splits already there stay, those named by --splits are replaced")
     parser.add_argument("--format", default="parquet", choices=("tsv", "parquet"))
     parser.add_argument("--splits", "--split", help="comma list of splits (default: all of the dataset)")
-    parser.add_argument("--rows-per-shard", type=int, default=5000)
+    parser.add_argument("--rows-per-shard", type=_count, help="samples per file (default: 64 to 5000, by the size of the split)")
+    parser.add_argument("--workers", type=_count, default=usable_cores(), help="processes (default: the usable cores, %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was killed; complete splits are kept")
+    bad_help = "skip: leave out samples that cannot be read, list them in the summary"
+    parser.add_argument("--on-bad-sample", default="raise", choices=("raise", "skip"), help=bad_help)
+    engine_help = "ray: share the shards on the Ray cluster of this machine or $RAY_ADDRESS; all machines must see --root and --out"
+    parser.add_argument("--engine", default="local", choices=ENGINES, help=engine_help)
     parser.add_argument("--verify", nargs="+", metavar="FOLDER", help="write nothing; tell whether written folders are as they were")
+    return parser
+
+
+def parse_arguments(argv=None) -> argparse.Namespace:
+    """The command line, with the options of the dataset that it names, also as the dict `dataset_options`.
+
+    Raises:
+        PrepareError: an unknown dataset.
+    """
+    parser = _parser()
     dataset = _named_dataset(argv)
     if dataset is not None:
         module = load_dataset_module(dataset)
         if hasattr(module, "add_arguments"):
             module.add_arguments(parser.add_argument_group(f"options of {dataset}"))
+    common = vars(_parser().parse_args([]))
     args = parser.parse_args(argv)
+    args.dataset_options = {name: value for name, value in vars(args).items() if name not in common}
     if args.verify:
         given = ["dataset"] if args.dataset is not None else []
         given += [f"--{name}" for name in ("root", "out", "splits") if getattr(args, name) is not None]
@@ -120,6 +106,8 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     missing = [name for name, value in (("dataset", args.dataset), ("--out", args.out)) if value is None]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
+    if args.root is not None and os.path.exists(args.root):
+        args.root = os.path.abspath(args.root)  # one name from everywhere, for --resume and for workers started elsewhere
     return args
 
 
@@ -143,18 +131,6 @@ def open_splits(module, args: argparse.Namespace) -> dict[str, Source]:
         return {split: module.open_split(args.root, split, args) for split in splits}
     except (OSError, SourceError, ShardError, VocabularyError) as error:
         raise PrepareError(str(error)) from error
-
-
-def summarize(split: str, result: dict, vocabulary: ClassVocabulary) -> str:
-    """A few lines: rows, and each class's share of the pixels."""
-    total = max(1, int(result["pixels"].sum()))
-    names = (*vocabulary.names, "(no label)")
-    shares = ", ".join(f"{name} {100 * count / total:.1f}" for name, count in zip(names, result["pixels"].tolist()))
-    absent = [name for name, count in zip(vocabulary.names, result["pixels"].tolist()) if not count]
-    lines = [f"{split}: {result['num_rows']} rows; share of pixels in %: {shares}"]
-    if absent and result["pixels"].any():
-        lines.append(f"{split}: no pixel of {', '.join(absent)}")
-    return "\n".join(lines)
 
 
 def verify(folders: list[str]) -> int:
@@ -183,12 +159,24 @@ def main(argv=None) -> int:
         args = parse_arguments(argv)
         if args.verify:
             return verify(args.verify)
+        options = WriteOptions(
+            format=args.format,
+            rows_per_shard=args.rows_per_shard,
+            skip_bad=args.on_bad_sample == "skip",
+            workers=args.workers,
+            engine=args.engine,
+            resume=args.resume,
+            source=args.dataset_options,
+        )
         for split, source in open_splits(load_dataset_module(args.dataset), args).items():
-            result = write_split(source, args.out, split, args.format, args.rows_per_shard)
-            print(summarize(split, result, source.vocabulary))
-    except PrepareError as error:
+            print(describe(write_split(source, args.out, split, options)))
+        write_croissant(args.out)
+    except (PrepareError, SourceError, ShardError, VocabularyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --resume goes on", file=sys.stderr)
+        return 130
     print(f"shards and vocabulary.json are in {args.out}")
     return 0
 

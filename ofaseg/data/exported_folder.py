@@ -28,7 +28,7 @@ from ofaseg.vocabulary import ClassVocabulary
 METADATA = "metadata.json"
 _KIND = "ofaseg folder, version 1"
 _SUBFOLDERS = {"image": "images", "label_map": "labels", "segment_map": "segments"}
-_SAFE_NAME = re.compile(r"\w[\w\-.]*(/\w[\w\-.]*)*", re.ASCII)
+_SAFE_NAME = re.compile(r"(\w[\w\-]*/)*\w[\w\-.]*", re.ASCII)
 _MAX_NAME = 100
 _SUFFIXES = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"BM", ".bmp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"), (b"RIFF", ".webp"))
 
@@ -142,7 +142,8 @@ def read_metadata(root) -> Optional[dict]:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ShardError.at(path, f"not valid JSON ({error}); restore it, or remove it to read the folder as photos and label maps") from error
+        cure = "restore it, or remove it to read the folder as photos and label maps"
+        raise ShardError.at(path, f"not valid JSON ({error}); {cure}") from error
     if not isinstance(metadata, dict) or metadata.get("kind") != _KIND:
         return None
     columns, splits = metadata.get("columns"), metadata.get("splits")

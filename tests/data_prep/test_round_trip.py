@@ -7,9 +7,10 @@ import pytest
 
 from data_prep import prepare
 from data_prep.camvid import CamVidSource
-from data_prep.prepare import sample_to_row
+from data_prep.shard_work import sample_to_row
 from ofaseg.data import codec
 from ofaseg.data.shards import ShardReader, load_vocabulary
+from tests.data_prep import raw_layouts
 from tests.data_prep.test_camvid import write_raw
 
 SPLIT = "train"
@@ -24,7 +25,7 @@ def raw_shapes(root):
     return ["--num", "3", "--seed", "5"]
 
 
-RAW = {"camvid": raw_camvid, "shapes": raw_shapes}
+RAW = {"camvid": raw_camvid, "shapes": raw_shapes, **raw_layouts.RAW}
 """Dataset -> function that writes a tiny raw copy with split `SPLIT` below a folder and returns the options that read it."""
 
 
@@ -42,7 +43,7 @@ def test_every_dataset_has_a_raw_sample():
 @pytest.mark.parametrize("name", prepare.DATASETS)
 def test_round_trip(name, format, tmp_path):
     options, source = open_raw(name, tmp_path)
-    assert prepare.main([*options, "--format", format, "--rows-per-shard", "2"]) == 0
+    assert prepare.main([*options, "--format", format, "--rows-per-shard", "2", "--workers", "1"]) == 0
     vocabulary, reader = load_vocabulary(tmp_path / "out"), ShardReader.for_split(tmp_path / "out", SPLIT)
     expected = source.vocabulary
     assert (vocabulary.names, vocabulary.palette, vocabulary.thing) == (expected.names, expected.palette, expected.thing)
