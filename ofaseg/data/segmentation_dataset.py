@@ -8,6 +8,7 @@ from typing import Callable, Optional
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset
+from torch.utils.data import default_collate
 
 from ofaseg.data import codec
 from ofaseg.data.shards import ShardError, ShardReader
@@ -184,10 +185,11 @@ class SegmentationDataset(PlainBatches):
         batch["net_input"] = {}
         if not good:
             return batch
-        batch["net_input"]["image"] = torch.stack([s["image"] for s in good])
+        # stacked right into shared memory in a data worker, so that handing the batch over copies nothing
+        batch["net_input"]["image"] = default_collate([s["image"] for s in good])
         batch["native_sizes"] = [s["native_size"] for s in good]
         if self.training:
-            batch["target"] = torch.stack([s["label_map"] for s in good])
+            batch["target"] = default_collate([s["label_map"] for s in good])
         if all("native_label_map" in s for s in good):
             batch["native_label_maps"] = [s["native_label_map"] for s in good]
         return batch
@@ -202,7 +204,7 @@ class SegmentationDataset(PlainBatches):
 
 
 def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str]) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) uint8 and label map (H, W) int32 of a row; `where(column)` names the place in messages.
+    """Image (H, W, 3) uint8 and label map (H, W) int16, or int32 where ids need it, of a row; `where(column)` names the place in messages.
 
     Raises:
         CodecError: the row has no label map, either cannot be decoded, or their sizes differ.
@@ -211,7 +213,7 @@ def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str
     if not row.get("label_map"):
         problem = "the row has no label map; leave it out of the shards, or segment it with `ofaseg predict`"
         raise codec.CodecError(f"{where('label_map')}: {problem}")
-    label_map = codec.decode_label_map(row["label_map"], vocabulary, where=where("label_map"))
+    label_map = codec.decode_label_map(row["label_map"], vocabulary, where("label_map"), codec.narrow_dtype(vocabulary))
     if label_map.shape != image.shape[:2]:
         raise codec.CodecError(
             f"{where()}: the label map is {label_map.shape[0]}x{label_map.shape[1]} (height x width), the image "

@@ -4,8 +4,8 @@ import torch
 
 from ofaseg.checkpoints import CheckpointError, load_state
 from ofaseg.checkpoints.ifseg import infer_architecture, recorded_vocabulary
+from ofaseg.data.foreign import foreign_kind
 from ofaseg.doctor.findings import Findings, finding, from_error
-from ofaseg.doctor.shards import foreign_kind
 from ofaseg.doctor.vocabulary import check_names
 from ofaseg.models.ofa.state import CLASS_KEYS
 from ofaseg.vocabulary import VocabularyError

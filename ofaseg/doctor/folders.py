@@ -9,11 +9,11 @@ from typing import NamedTuple, Optional
 from tqdm import tqdm
 
 from ofaseg.data import codec
+from ofaseg.data.foreign import foreign_kind
 from ofaseg.data.pairs import Pair, pair_by_stem
 from ofaseg.doctor.findings import Finding, Findings, finding, from_error
 from ofaseg.doctor.samples import SampleCheck
 from ofaseg.doctor.scan import CHUNK, Piece, Seen, run
-from ofaseg.doctor.shards import foreign_kind
 from ofaseg.doctor.splits import check_labels, check_photos, gather
 from ofaseg.doctor.vocabulary import check_names
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError, parse_class_names

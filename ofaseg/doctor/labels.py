@@ -85,9 +85,8 @@ def _outside(tally: LabelTally, vocabulary: ClassVocabulary, outside: list[int])
     used = sorted(value for value in tally.values if value not in IGNORE_CONVENTIONS and value != vocabulary.ignore_label)
     file, row = tally.values[outside[0]].place
     seen = f"{tally.maps} maps hold {_shown(sorted(tally.values))}; {number} classes are stored as {classes[0]}..{classes[-1]}"
-    scale = reduce(gcd, tally.values, 0)
-    if set(tally.values) <= {0, 255} or (scale > 1 and max(tally.values) // scale <= number and max(tally.values) >= number):
-        scale = 255 if set(tally.values) <= {0, 255} else scale
+    scale = 255 if set(tally.values) <= {0, 255} else reduce(gcd, used, 0)
+    if scale == 255 or (scale > 1 and max(used) // scale <= number):
         cure = f"divide the values by {scale}; they were multiplied to be visible"
         return finding("stretched_labels", file, seen, cure, row, "label_map")
     if set(outside) <= set(IGNORE_CONVENTIONS):

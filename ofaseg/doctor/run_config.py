@@ -18,6 +18,7 @@ NAMED = ("task", "model", "criterion", "optimizer", "lr_scheduler")
 """Groups of a configuration whose entry is the name of a registered class."""
 PATHS = ("data", "pretrained", "bpe_dir", "restore_file", "finetune_from_model")
 _TRAIN_COMMAND = re.compile(r"^(.*/)?fairseq-train$|^(\w+_)?train$")
+_TRAIN_LINE = re.compile(r"fairseq-train\s|^\s*(\w+_)?train\s")
 _DEFAULTS = {"restore_file": "checkpoint_last.pt"}
 
 
@@ -77,6 +78,8 @@ def _shell_settings(text: str) -> list[Settings]:
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
+            if not _TRAIN_LINE.search(line):  # a text over several lines, say
+                continue
             raise ValueError(f"{error} in `{line.strip():.60}`") from error
         start = next((k for k, word in enumerate(words) if _TRAIN_COMMAND.match(word)), None)
         if start is not None and any(word.startswith("--") for word in words[start:]):

@@ -7,6 +7,7 @@ from typing import NamedTuple, Optional
 from tqdm import tqdm
 
 from ofaseg.data import folder as folders
+from ofaseg.data.foreign import check_own_kind
 from ofaseg.data.rows import ShardError
 from ofaseg.data.shard_writer import content_hash
 from ofaseg.data.shards import ShardReader, load_vocabulary
@@ -17,14 +18,6 @@ from ofaseg.doctor.splits import check_ids, check_labels, check_photos, gather
 from ofaseg.doctor.vocabulary import check_names
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError
 
-_FOREIGN = (
-    (b"\x1f\x8b", "a gzip file", "unpack it with gunzip"),
-    (b"PK\x03\x04", "a zip file", "unpack it"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
-    (b"<!DOCTYPE", "an HTML page, not the file itself", "download the file again; the server sent a page"),
-    (b"<html", "an HTML page, not the file itself", "download the file again; the server sent a page"),
-)
-
 
 class Opened(NamedTuple):
     """A shard file that could be opened."""
@@ -32,13 +25,6 @@ class Opened(NamedTuple):
     path: str
     rows: int
     columns: tuple[str, ...]
-
-
-def foreign_kind(path) -> tuple[str, str]:
-    """(what a file really is, what to do) when its first bytes are those of another kind; ("", "") otherwise."""
-    with open(path, "rb") as file:
-        start = file.read(64).lstrip()
-    return next(((kind, cure) for magic, kind, cure in _FOREIGN if start.startswith(magic)), ("", ""))
 
 
 def check_data_folder(root: str, findings: Findings, workers: int = 1, quiet: bool = False) -> None:
@@ -93,24 +79,26 @@ def _open_split(root: str, split: str, paths: list[str], description: dict, find
         try:
             check()
         except ShardError as error:
-            findings.add(from_error("incomplete_split", error))
+            findings.add(from_error(_code_of("incomplete_split", error), error))
             whole = False
     files = [_open(path, findings) for path in paths]
     if whole and all(files):
         try:
             folders.check_row_counts(root, split, description, {file.path: file.rows for file in files})
         except ShardError as error:
-            findings.add(from_error("row_count", error))
+            findings.add(from_error(_code_of("row_count", error), error))
     return [file for file in files if file is not None]
+
+
+def _code_of(code: str, error: ShardError) -> str:
+    """`code`, unless it is vocabulary.json that is wrong."""
+    return "bad_vocabulary" if error.file.endswith("vocabulary.json") else code
 
 
 def _open(path: str, findings: Findings) -> Optional[Opened]:
     """Opens a shard file; None, and a finding, when that is not possible."""
     try:
-        kind, cure = foreign_kind(path)
-        if kind:
-            findings.add(finding("bad_file", path, kind, cure))
-            return None
+        check_own_kind(path)
         problem = index_problem(path) if path.endswith(".tsv") and os.path.getsize(path) else ""
         if problem:
             cure = "nothing to do when the TSV was changed on purpose: it is indexed again when it is read"
@@ -169,8 +157,7 @@ def _check_hashes(root: str, split: str, files: list[Opened], seen: list[Seen], 
         return
     try:
         entries = folders.described_split(root, description, split).get("files", [])
-    except ShardError as error:
-        findings.add(from_error("bad_vocabulary", error))
+    except ShardError:  # reported when the split was opened
         return
     hashes = {entry["name"]: (entry["rows"], entry["content_hash"]) for entry in entries}
     for file in files:

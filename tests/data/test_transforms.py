@@ -12,11 +12,11 @@ from ofaseg.data import transforms
 from ofaseg.vocabulary import IGNORE_INDEX
 
 
-def sample(height=60, width=97, classes=5, seed=0) -> dict:
+def sample(height=60, width=97, classes=5, seed=0, dtype=np.int32) -> dict:
     rng = np.random.default_rng(seed)
     image = cv2.resize(rng.integers(0, 256, (8, 12, 3)).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
     label_map = cv2.resize(rng.integers(-1, classes, (6, 9)).astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST)
-    return {"image": image, "label_map": label_map, "id": "x"}
+    return {"image": image, "label_map": label_map.astype(dtype), "id": "x"}
 
 
 class Recorded:
@@ -33,6 +33,10 @@ class Recorded:
 
     def random_sample(self):
         return self.rng.random()
+
+    def choice(self, values, p):
+        """As numpy draws it: one number against the running sum."""
+        return values[int(np.searchsorted(np.cumsum(p), self.rng.random(), side="right"))]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +55,12 @@ def mmseg():
             import mmcv._ext  # noqa: F401
         except ImportError:
             sys.modules["mmcv._ext"] = NoOperators("mmcv._ext")
-    from mmcv.transforms import RandomResize
+    from mmcv.transforms import RandomFlip, RandomResize, Resize
     from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop
     from mmseg.datasets.transforms import transforms as module
 
-    parts = {"RandomResize": RandomResize, "PhotoMetricDistortion": PhotoMetricDistortion, "RandomCrop": RandomCrop}
-    return types.SimpleNamespace(module=module, **parts)
+    classes = (Resize, RandomResize, RandomFlip, PhotoMetricDistortion, RandomCrop)
+    return types.SimpleNamespace(module=module, **{cls.__name__: cls for cls in classes})
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def recorded(monkeypatch, mmseg):
 
     def use(seed):
         numbers = Recorded(seed)
-        for name in ("randint", "uniform", "random_sample"):
+        for name in ("randint", "uniform", "random_sample", "choice"):
             monkeypatch.setattr(np.random, name, getattr(numbers, name))
         monkeypatch.setattr(mmseg.module, "random", numbers)
         return np.random.default_rng(seed)
@@ -83,22 +87,60 @@ class TestAgainstMmsegmentation:
     @pytest.mark.parametrize("seed", range(12))
     @pytest.mark.parametrize("size", [(60, 97), (97, 60), (33, 33)])
     def test_random_scale(self, mmseg, recorded, seed, size):
-        ours, rng = sample(*size, seed=seed), recorded(seed)
+        ours, rng = sample(*size, seed=seed, dtype=np.int16), recorded(seed)
         resize = mmseg.RandomResize(scale=(256, 64), ratio_range=(0.5, 2.0), keep_ratio=True)
-        theirs = resize({"img": ours["image"].copy(), "gt_seg_map": ours["label_map"].copy(), "seg_fields": ["gt_seg_map"]})
-        out = transforms.random_scale(ours, rng, short=64, long=256, min_size=0)
-        np.testing.assert_array_equal(out["image"], theirs["img"])
-        np.testing.assert_array_equal(out["label_map"], theirs["gt_seg_map"])
+        assert_equal(transforms.random_scale(ours, rng, short=64, long=256, min_size=0), resize(mm_inputs(ours)))
 
     @pytest.mark.parametrize("seed", range(12))
     @pytest.mark.parametrize("count_ignored", [True, False])
-    def test_random_crop(self, mmseg, recorded, seed, count_ignored):
-        ours, rng = sample(seed=seed), recorded(seed)
-        crop = mmseg.RandomCrop(crop_size=(20, 30), cat_max_ratio=0.5, ignore_index=99 if count_ignored else IGNORE_INDEX)
-        theirs = crop({"img": ours["image"].copy(), "gt_seg_map": ours["label_map"].copy(), "seg_fields": ["gt_seg_map"]})
+    @pytest.mark.parametrize("classes, dtype", [(3, np.int32), (3, np.int16), (255, np.int16), (256, np.int16), (300, np.int32)])
+    def test_random_crop(self, mmseg, recorded, seed, count_ignored, classes, dtype):
+        ours, rng = sample(seed=seed, classes=classes, dtype=dtype), recorded(seed)
+        ours["label_map"][:, :70] = classes - 1 if seed % 2 else IGNORE_INDEX  # many places are refused
+        crop = mmseg.RandomCrop(crop_size=(20, 30), cat_max_ratio=0.5, ignore_index=999 if count_ignored else IGNORE_INDEX)
+        theirs = crop(mm_inputs(ours))
         out = transforms.random_crop(ours, rng, (20, 30), cat_max_ratio=0.5, count_ignored=count_ignored)
-        np.testing.assert_array_equal(out["image"], theirs["img"])
-        np.testing.assert_array_equal(out["label_map"], theirs["gt_seg_map"])
+        assert_equal(out, theirs)
+
+    @pytest.mark.parametrize("size", [(60, 97), (97, 60), (33, 33), (20, 200)])
+    def test_resize(self, mmseg, size):
+        ours = sample(*size, dtype=np.int16)
+        theirs = mmseg.Resize(scale=(128, 48), keep_ratio=True)(mm_inputs(ours))
+        assert_equal(transforms.resize_short_side(ours, 48, 128), theirs)
+
+    @pytest.mark.parametrize("seed", range(8))
+    @pytest.mark.parametrize("probability", [0.25, 0.5])
+    def test_random_flip(self, mmseg, recorded, seed, probability):
+        ours, rng = sample(seed=seed, dtype=np.int16), recorded(seed)
+        theirs = mmseg.RandomFlip(prob=probability)(mm_inputs(ours))
+        assert_equal(transforms.random_flip(ours, rng, probability), theirs)
+
+    @pytest.mark.parametrize("seed", range(24))
+    def test_all_of_them_in_a_row(self, mmseg, recorded, seed):
+        """The training pipeline but for the least size, which mmsegmentation does not know."""
+        ours, rng = sample(seed=seed, classes=3, dtype=np.int16), recorded(seed)
+        theirs = mm_inputs(ours) | {"img": ours["image"][..., ::-1].copy()}
+        for transform in (
+            mmseg.RandomResize(scale=(256, 64), ratio_range=(0.5, 2.0), keep_ratio=True),
+            mmseg.RandomCrop(crop_size=(24, 30), cat_max_ratio=0.5, ignore_index=999),
+            mmseg.RandomFlip(prob=0.5),
+            mmseg.PhotoMetricDistortion(),
+        ):
+            theirs = transform(theirs)
+        out = transforms.random_scale(ours, rng, short=64, long=256, min_size=0)
+        out = transforms.random_flip(transforms.random_crop(out, rng, (24, 30), cat_max_ratio=0.5), rng)
+        assert_equal(transforms.photometric_distortion(out, rng), theirs | {"img": theirs["img"][..., ::-1]})
+
+
+def mm_inputs(data: dict) -> dict:
+    """A sample as mmsegmentation passes it on."""
+    image, labels = data["image"].copy(), data["label_map"].astype(np.int32)
+    return {"img": image, "img_shape": image.shape[:2], "gt_seg_map": labels, "seg_fields": ["gt_seg_map"]}
+
+
+def assert_equal(ours: dict, theirs: dict) -> None:
+    np.testing.assert_array_equal(ours["image"], theirs["img"])
+    np.testing.assert_array_equal(ours["label_map"], theirs["gt_seg_map"])
 
 
 class TestResize:

@@ -24,6 +24,7 @@ from ofaseg.data import codec
 from ofaseg.data.rows import COLUMNS
 from ofaseg.data.shard_writer import PARTS
 from ofaseg.data.shards import ShardWriter
+from ofaseg.data.tsv import TsvPart, TsvShard, index_path
 from ofaseg.vocabulary import ClassVocabulary
 from tests.toy import NAMES, toy_label_map, toy_photo
 
@@ -32,6 +33,8 @@ HEIGHT, WIDTH = 24, 32
 NUM_ROWS = 8
 ROW = 3
 """The row that is broken."""
+ANY_ROW = -1
+"""For files whose lines are written by another tool."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,29 @@ def write_clean_folder(root: Path, splits=("train",)) -> Path:
     return root
 
 
+def as_line(row: dict, scratch: Path) -> bytes:
+    """A row as a line of a TSV, without its line break; `scratch` is a file that may be used."""
+    part = TsvPart(scratch, COLUMNS)
+    part.write(row)
+    part.close()
+    line = scratch.read_bytes().rstrip(b"\n")
+    scratch.unlink()
+    return line
+
+
+def change_rows(path: Path, kinds: dict[int, Fault]) -> None:
+    """Breaks rows of a TSV of `clean_row`s of all columns: row -> kind of fault, of group row or line."""
+    lines = path.read_bytes().split(b"\n")
+    for row, kind in kinds.items():
+        if kind.group == "line":
+            lines[row] = kind.change(lines[row])
+            continue
+        fields = kind.change(TsvShard(path, {name: k for k, name in enumerate(COLUMNS)}, len(COLUMNS)).read(row, COLUMNS))
+        lines[row] = as_line(fields, path.with_suffix(".line"))
+    path.write_bytes(b"\n".join(lines))
+    index_path(path).unlink(missing_ok=True)
+
+
 def make(kind: Fault, root: Path, format: str = "tsv") -> Path:
     """Makes a fault below the folder `root`; returns the path that the doctor is given."""
     if kind.group == "row":
@@ -148,10 +174,7 @@ def make(kind: Fault, root: Path, format: str = "tsv") -> Path:
         rows[ROW] = kind.change(rows[ROW])
         write_unchecked(root, rows, format)
     elif kind.group == "line":
-        path = write_unchecked(root, [clean_row(k) for k in range(NUM_ROWS)])
-        lines = path.read_bytes().split(b"\n")
-        lines[ROW] = kind.change(lines[ROW])
-        path.write_bytes(b"\n".join(lines))
+        change_rows(write_unchecked(root, [clean_row(k) for k in range(NUM_ROWS)]), {ROW: kind})
     elif kind.group == "shards":
         kind.change(write_clean_shards(root))
     elif kind.group == "folder":

@@ -255,7 +255,7 @@ def map_all_ignored(row):
 @fault("row", "")
 def map_with_palette(row):
     image = Image.fromarray(stored(row), "P")
-    image.putpalette([channel for colour in VOCABULARY.palette for channel in colour])
+    image.putpalette([channel for colour in VOCABULARY.palette for channel in colour] + [0] * (768 - 3 * len(VOCABULARY)))
     return row | {"label_map": save(image)}
 
 
