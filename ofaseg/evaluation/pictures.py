@@ -11,8 +11,8 @@ from ofaseg.utils import drawing
 from ofaseg.utils.drawing import IGNORE_COLOUR, colour_map, enlarge, outlines, overlay, shrink, with_legend
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
 
-__all__ = ["IGNORE_COLOUR", "class_areas", "colour_map", "comparison", "encode", "enlarge", "error_overlay", "index_png", "outlines", "overlay"]
-__all__ += ["overlay_with_legend", "read_index_png", "shrink", "with_legend", "write"]
+__all__ = ["IGNORE_COLOUR", "class_areas", "colour_map", "comparison", "encode", "enlarge", "error_overlay", "index_png", "outlines"]
+__all__ += ["overlay", "overlay_with_legend", "read_index_png", "shrink", "with_legend", "write"]
 
 ERROR_COLOUR = (226, 30, 60)
 """RGB laid over wrong pixels."""
