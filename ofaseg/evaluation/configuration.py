@@ -24,6 +24,8 @@ HIGHLIGHTS = (
 )
 """What a reader looks for first: title, option group, option."""
 
+NO_LIMIT = (("epochs at most", "0"), ("updates at most", "0"))
+
 OTHER_PROGRAMS = ("generation", "eval_lm", "interactive", "common_eval", "bmuf")
 """Groups that fairseq logs with every run, but that training does not read."""
 
@@ -72,7 +74,7 @@ def configuration_section(configurations: Sequence[tuple[str, dict[str, dict]]])
     if not groups:
         return ""
     facts = [(title, _shown(groups, group, key)) for title, group, key in HIGHLIGHTS]
-    rows = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in facts if text)
+    rows = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in facts if text and (title, text) not in NO_LIMIT)
     runs = f'<p class="muted">{len(groups)} runs; where they differ, every value is shown.</p>' if len(groups) > 1 else ""
     return f'<h2>Configuration</h2>{runs}<div class="card"><dl class="facts">{rows}</dl>{_all_options(groups)}</div>'
 

@@ -22,7 +22,7 @@ LONG_SIDE, SHORT_SIDE = 560, 240
 """Pictures are shrunk, or enlarged by a whole factor, to these sides in pixels."""
 
 EXAMPLES_CSS = """
-.examples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:16px;align-items:start}
+.examples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,235px),1fr));gap:16px;align-items:start}
 .example h4{font-size:13.5px;font-weight:600;margin:0 0 8px;display:flex;justify-content:space-between;gap:10px}
 .example h4 span{overflow-wrap:anywhere}
 .example h4 .muted{font-weight:400;white-space:nowrap}
@@ -30,11 +30,11 @@ EXAMPLES_CSS = """
 .layers figure{margin:0}
 .layers img{width:100%;height:auto;display:block;border-radius:8px}
 figcaption{font-size:12.5px;color:var(--muted);padding:3px 2px 0;overflow-wrap:anywhere}
-.controls{display:none;margin-top:8px;grid-template-columns:1fr 1fr;gap:6px 10px;font-size:12.5px}
-.controls input{grid-column:1/-1;width:100%;margin:2px 0;accent-color:var(--s0)}
-.controls label{display:flex;flex-direction:column;color:var(--muted);min-width:0}
+.controls{display:none;margin-top:8px;gap:6px;font-size:12.5px}
+.controls input{width:100%;margin:2px 0;accent-color:var(--s0)}
+.controls label{display:grid;grid-template-columns:34px minmax(0,1fr);align-items:center;color:var(--muted)}
 .controls select{font:inherit;color:var(--fg);background:var(--bg);border:1px solid var(--line);border-radius:6px}
-.controls select{padding:3px 4px;width:100%}
+.controls select{padding:3px 4px;width:100%;text-overflow:ellipsis}
 @media screen{
 .ready .controls{display:grid}
 .ready .layers{display:block;position:relative;cursor:ew-resize;touch-action:pan-y;border-radius:8px;overflow:hidden}

@@ -85,7 +85,7 @@ def test_names_beside_the_heat_map_do_not_overlap(count):
 def test_the_list_of_confusions_names_label_and_prediction():
     section = confusion_section(np.array([[6, 2], [9, 1]]), ["x <y>", "z"])
     assert re.search(r"z → <b>x &lt;y&gt;</b></span><span>90.0 % of the label, 50.00 % of all", section)
-    assert "Confused most" not in confusion_section(np.diag([1, 2]), ["x", "z"])
+    assert "Confused most, by pixels" not in confusion_section(np.diag([1, 2]), ["x", "z"])
 
 
 @requires_chromium
