@@ -15,7 +15,7 @@ from tests.toy import NAMES, toy_label_map, toy_photo
 pytestmark = pytest.mark.slow
 
 # smaller photos and a shorter run than the script's, for time
-SHORT = ["--patch-image-size", "48", "--orig-patch-image-size", "48", "--max-update", "40", "--save-interval-updates", "20"]
+SHORT = ["--patch-image-size", "48", "--orig-patch-image-size", "48", "--max-update", "30", "--save-interval-updates", "30"]
 
 
 def write_folder(root, count: int) -> None:
