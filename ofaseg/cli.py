@@ -1,4 +1,4 @@
-"""The console command `ofaseg`: evaluate, predict, report, doctor."""
+"""The console command `ofaseg`: evaluate, predict, report, doctor, browse."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "segment photos into named classes",
     "doctor": "faults of data, class lists, checkpoints and configurations, before they cost a run",
     "report": "one HTML page from evaluations and training logs",
+    "browse": "a gallery of the rows of shards",
 }
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple, Optional
 from tqdm import tqdm
 
 from ofaseg.data import folder as folders
+from ofaseg.data.exchange import content_hash
 from ofaseg.data.foreign import check_own_kind
 from ofaseg.data.rows import ShardError
-from ofaseg.data.shard_writer import content_hash
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.data.tsv import index_problem
 from ofaseg.doctor.findings import Findings, finding, from_error

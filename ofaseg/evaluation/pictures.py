@@ -11,8 +11,30 @@ from ofaseg.utils import drawing
 from ofaseg.utils.drawing import IGNORE_COLOUR, colour_map, enlarge, outlines, overlay, shrink, with_legend
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
 
-__all__ = ["IGNORE_COLOUR", "class_areas", "colour_map", "comparison", "encode", "enlarge", "index_png", "outlines", "overlay"]
-__all__ += ["overlay_with_legend", "read_index_png", "shrink", "with_legend", "write"]
+__all__ = ["IGNORE_COLOUR", "class_areas", "colour_map", "comparison", "encode", "enlarge", "error_overlay", "index_png", "outlines"]
+__all__ += ["overlay", "overlay_with_legend", "read_index_png", "shrink", "with_legend", "write"]
+
+ERROR_COLOUR = (226, 30, 60)
+"""RGB laid over wrong pixels."""
+
+
+def error_overlay(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, float]:
+    """The photo in grey with wrong pixels in red and unlabelled ones darkened.
+
+    Args:
+        image: (H, W, 3) uint8.
+        truth: (H, W) class ids or IGNORE_INDEX.
+        prediction: (H, W) class ids.
+
+    Returns:
+        (H, W, 3) uint8, and the share 0..1 of the labelled pixels that is wrong (0 without labels).
+    """
+    labelled = truth != IGNORE_INDEX
+    wrong = labelled & (truth != prediction)
+    grey = np.repeat((image @ np.array([0.299, 0.587, 0.114]))[..., None], 3, axis=2)
+    drawn = np.where(wrong[..., None], 0.35 * grey + 0.65 * np.array(ERROR_COLOUR), grey)
+    drawn = np.where(labelled[..., None], drawn, 0.45 * grey)
+    return (drawn + 0.5).astype(np.uint8), float(wrong.sum()) / max(1, int(labelled.sum()))
 
 
 def class_areas(label_map: np.ndarray, vocabulary: ClassVocabulary) -> list[dict]:
