@@ -34,6 +34,7 @@ setup(
         "mm": ["mmcv-lite==2.1.0", "mmengine==0.10.7", "mmsegmentation==1.2.2", "ftfy", "regex"],
         "demo": ["matplotlib"],
         "log": ["tensorboard", "wandb"],
+        "ray": ["ray[data]>=2.50"],
         "test": ["pytest", "ruff"],
     },
     entry_points={

@@ -11,16 +11,16 @@ Label values are 0..10 in the order of `class_names/camvid11.txt`; 11 (the relea
 release's names SignSymbol, Pavement ... stand in the list as plain words, since models read them.
 """
 
-from collections.abc import Iterator
+import argparse
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 
-from data_prep.source import SourceError, read_label_file
+from data_prep.source import Source, SourceError, read_label_file
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, parse_class_names
 
 SPLITS = ("train", "val", "test")
-COLUMNS = ("image", "label_map", "id")
 _VOID = 11
 _UNLABELLED = 255
 _THINGS = ("car", "pedestrian", "bicyclist")
@@ -69,30 +69,51 @@ def list_stems(root, split: str) -> list[str]:
     return stems
 
 
-def count_samples(root, split: str) -> int:
-    """Number of samples `iter_samples` will yield."""
-    return len(list_stems(root, split))
+class CamVidSource(Source):
+    """The frames of one split; photos are kept as files, label maps become (H, W) int32 class ids."""
 
+    def __init__(self, root, split: str):
+        self.vocabulary = vocabulary()
+        self.stems = list_stems(root, split)
+        self.images, self.labels = _folders(Path(root), split)
+        self.listing = Path(root) / f"{split}.txt"
 
-def iter_samples(root, split: str) -> Iterator[dict]:
-    """Samples of a split in order: id, image (file bytes as they are), label_map (H, W) int32 with `IGNORE_INDEX`.
+    def __len__(self) -> int:
+        return len(self.stems)
 
-    Raises:
-        FileNotFoundError: a folder, photo or label map is missing; the message names what was expected.
-        SourceError: a label map is damaged, or holds a value that is neither a class nor void.
-    """
-    root = Path(root)
-    stems = list_stems(root, split)
-    images, labels = _folders(root, split)
-    for stem in stems:
-        photo = next((images / f"{stem}{suffix}" for suffix in (".jpg", ".png") if (images / f"{stem}{suffix}").is_file()), None)
+    def __getitem__(self, i: int) -> dict:
+        """Raises FileNotFoundError for a missing file, SourceError for a damaged map or a value that is no class."""
+        stem, photo = self.stems[i], self._photo(i)
         if photo is None:
-            raise FileNotFoundError(f"{images / stem}.jpg (or .png): photo not found; copy it, or take the name out of {root / split}.txt")
-        yield {"id": stem, "image": photo.read_bytes(), "label_map": read_label_map(labels / f"{stem}.png")}
+            raise FileNotFoundError(f"{self.images / stem}.jpg (or .png): photo not found; copy it, or take the name out of {self.listing}")
+        return {"id": stem, "image": photo.read_bytes(), "label_map": read_label_map(self._label(i))}
+
+    def name(self, i: int) -> str:
+        return str(self._photo(i) or self.images / self.stems[i])
+
+    def files(self, i: int) -> tuple[str, ...]:
+        return self.name(i), str(self._label(i))
+
+    def _photo(self, i: int) -> Optional[Path]:
+        candidates = (self.images / f"{self.stems[i]}{suffix}" for suffix in (".jpg", ".png"))
+        return next((path for path in candidates if path.is_file()), None)
+
+    def _label(self, i: int) -> Path:
+        return self.labels / f"{self.stems[i]}.png"
+
+
+def open_split(root, split: str, args: argparse.Namespace) -> CamVidSource:
+    """The frames of a split. Raises FileNotFoundError or ValueError as `list_stems`."""
+    return CamVidSource(root, split)
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """(H, W) int32 class ids 0..10 of a CamVid label file. Raises as `iter_samples`."""
+    """(H, W) int32 class ids 0..10 of a CamVid label file, `IGNORE_INDEX` for void.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        SourceError: it is damaged, or holds a value that is neither a class nor void.
+    """
     stored = read_label_file(path)
     label_map = stored.astype(np.int32)
     label_map[(stored == _VOID) | (stored == _UNLABELLED)] = IGNORE_INDEX

@@ -2,16 +2,12 @@
 
 DATASET is a name of `DATASETS`, each a module of this package with
 
-    vocabulary() -> ClassVocabulary
-    iter_samples(root, split, ...) -> iterator of samples
-    SPLITS        its split names (optional; train, val, test)
-    COLUMNS       the columns its samples fill (optional; image, label_map, id)
-    count_samples(root, split, ...) -> int (optional; for the progress bar)
+    open_split(root, split, args) -> Source (see `data_prep.source`)
+    SPLITS, or list_splits(root, args) -> list of split names
+    add_arguments(parser)     its own options (optional)
+    NEEDS_ROOT = False        when there is no raw folder (optional)
 
-A sample is a dict with the columns of `ofaseg.data.rows`; image, label_map and segment_map may also be arrays: (H, W, 3)
-uint8, (H, W) class ids 0..K-1 with `IGNORE_INDEX`, (H, W) segment ids. Options such as `num` and `seed` are passed on to
-modules whose `iter_samples` has them.
-
+`python -m data_prep.prepare DATASET --help` lists the options of a dataset.
 `python -m data_prep.prepare --verify FOLDER...` compares the rows of written folders with the hashes in their vocabulary.json.
 """
 
@@ -19,27 +15,35 @@ import argparse
 import importlib
 import inspect
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Optional
 
-import numpy as np
-from tqdm import tqdm
-
 if __package__ in (None, ""):  # run as a file: make the packages beside this folder importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep.source import SourceError  # noqa: E402
-from ofaseg.data import codec  # noqa: E402
-from ofaseg.data.shards import ShardError, ShardWriter  # noqa: E402
+from data_prep.engine import usable_cores  # noqa: E402
+from data_prep.source import Source, SourceError  # noqa: E402
+from data_prep.summary import describe  # noqa: E402
+from data_prep.write_split import ENGINES, WriteOptions, write_split  # noqa: E402
+from ofaseg.data.croissant import write_croissant  # noqa: E402
+from ofaseg.data.rows import ShardError  # noqa: E402
 from ofaseg.data.verify import verify_folder  # noqa: E402
-from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError  # noqa: E402
+from ofaseg.vocabulary import VocabularyError  # noqa: E402
 
-logger = logging.getLogger(__name__)
-
-DATASETS = {"camvid": "data_prep.camvid", "shapes": "data_prep.shapes"}
+DATASETS = {
+    "ade20k": "data_prep.ade20k",
+    "camvid": "data_prep.camvid",
+    "cityscapes": "data_prep.cityscapes",
+    "coco_stuff": "data_prep.coco_stuff",
+    "coco_unseen": "data_prep.coco_unseen",
+    "folder": "data_prep.folder",
+    "hf": "data_prep.hf",
+    "shapes": "data_prep.shapes",
+    "shards": "data_prep.shards",
+}
 """Dataset name -> module. A new dataset is a new module and a line here."""
-NEEDS_NO_ROOT = ("shapes",)
 
 
 class PrepareError(ValueError):
@@ -53,112 +57,80 @@ def load_dataset_module(name: str):
     return importlib.import_module(DATASETS[name])
 
 
-def sample_to_row(sample: dict, vocabulary: ClassVocabulary) -> tuple[dict, Optional[np.ndarray]]:
-    """(row for a ShardWriter, its label map (H, W) or None). Bytes are kept, arrays are encoded, labels are checked.
-
-    Raises:
-        CodecError: an array of the wrong shape, or a label that is neither a class nor "no label".
-    """
-    row, label_map = dict(sample), sample.get("label_map")
-    if isinstance(row.get("image"), np.ndarray):
-        row["image"] = codec.encode_image(row["image"])
-    if isinstance(row.get("segment_map"), np.ndarray):
-        row["segment_map"] = codec.encode_segment_map(row["segment_map"])
-    if isinstance(label_map, np.ndarray):
-        row["label_map"] = codec.encode_label_map(label_map, vocabulary)
-    elif label_map is not None:
-        label_map = codec.decode_label_map(label_map, vocabulary)
-    return row, label_map
-
-
-def write_split(name: str, root, out, split: str, format: str, rows_per_shard: int = 5000, options: Optional[dict] = None) -> dict:
-    """Writes one split of a dataset as shards.
-
-    Args:
-        options: further arguments of the module's `iter_samples`.
-
-    Returns:
-        num_rows, and pixels: (K + 1,) int64 labelled pixels per class, last "no label".
-
-    Raises:
-        PrepareError: the source is incomplete or damaged (the message names the file), or the shards cannot be written.
-    """
-    module, options = load_dataset_module(name), options or {}
-    vocabulary = module.vocabulary()
-    columns = getattr(module, "COLUMNS", ("image", "label_map", "id"))
-    pixels = np.zeros(len(vocabulary) + 1, dtype=np.int64)
-    sample: dict = {}
-    try:
-        total = options.get("num") or (module.count_samples(root, split, **options) if hasattr(module, "count_samples") else None)
-        with ShardWriter(out, split, vocabulary, columns, format, rows_per_shard) as writer:
-            for sample in tqdm(module.iter_samples(root, split, **options), total=total, desc=f"{name} {split}", unit="row"):
-                row, label_map = sample_to_row(sample, vocabulary)
-                writer.write(row)
-                if label_map is not None:
-                    pixels += np.bincount(np.where(label_map == IGNORE_INDEX, len(vocabulary), label_map).ravel(), minlength=len(pixels))
-        return {"num_rows": writer.num_rows, "pixels": pixels}
-    except codec.CodecError as error:
-        raise PrepareError(f"{name} {split}, sample {sample.get('id')!r}: {error}") from error
-    except (FileNotFoundError, SourceError, ShardError, VocabularyError) as error:
-        raise PrepareError(str(error)) from error
-
-
-def split_options(module, num: Optional[str], seed: Optional[int], split: str) -> dict:
-    """Options of `iter_samples` from --num ("1000", or "train=800,val=100") and --seed. Raises PrepareError if it has none."""
-    accepted = inspect.signature(module.iter_samples).parameters
-    given = {"num": _number_of(num, split) if num else None, "seed": seed}
-    options = {key: value for key, value in given.items() if value is not None}
-    for key in options:
-        if key not in accepted:
-            raise PrepareError(f"--{key} does not apply to {module.__name__.split('.')[-1]}, whose samples come from files; leave it out")
-    return options
-
-
-def _number_of(num: str, split: str) -> Optional[int]:
-    counts = dict(part.split("=", 1) if "=" in part else ("", part) for part in num.split(","))
-    text = counts.get(split, counts.get(""))
-    if text is None:
-        return None
-    if not text.strip().isdigit() or int(text) < 1:
-        raise PrepareError(f"--num {num!r}: {text!r} is not a number of samples of at least 1; write 1000, or train=800,val=100")
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
 
 
-def parse_arguments(argv=None) -> argparse.Namespace:
-    """The command line."""
+def _parser() -> argparse.ArgumentParser:
+    """The options of every dataset."""
     parser = argparse.ArgumentParser(prog="prepare", description="Turn a dataset into shards (TSV or Parquet) with their vocabulary.json.")
-    parser.add_argument("dataset", nargs="?", help=f"one of: {', '.join(DATASETS)}")
+    parser.add_argument("dataset", nargs="?", help=f"one of: {', '.join(DATASETS)}; DATASET --help lists its own options")
     parser.add_argument("--root", help="folder of the raw dataset; see the docstring of data_prep/<dataset>.py for its layout")
     parser.add_argument("--out", help="folder to write; splits already there stay, those named by --splits are replaced")
     parser.add_argument("--format", default="parquet", choices=("tsv", "parquet"))
     parser.add_argument("--splits", "--split", help="comma list of splits (default: all of the dataset)")
-    parser.add_argument("--rows-per-shard", type=int, default=5000)
-    parser.add_argument("--num", help="number of samples, or per split: train=800,val=100 (drawn datasets only)")
-    parser.add_argument("--seed", type=int, help="seed of drawn datasets")
+    parser.add_argument("--rows-per-shard", type=_count, help="samples per file (default: 64 to 5000, by the size of the split)")
+    parser.add_argument("--workers", type=_count, default=usable_cores(), help="processes (default: the usable cores, %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was killed; complete splits are kept")
+    bad_help = "skip: leave out samples that cannot be read, list them in the summary"
+    parser.add_argument("--on-bad-sample", default="raise", choices=("raise", "skip"), help=bad_help)
+    engine_help = "ray: share the shards on the Ray cluster of this machine or $RAY_ADDRESS; all machines must see --root and --out"
+    parser.add_argument("--engine", default="local", choices=ENGINES, help=engine_help)
     parser.add_argument("--verify", nargs="+", metavar="FOLDER", help="write nothing; tell whether written folders are as they were")
+    return parser
+
+
+def parse_arguments(argv=None) -> argparse.Namespace:
+    """The command line, with the options of the dataset that it names, also as the dict `dataset_options`.
+
+    Raises:
+        PrepareError: an unknown dataset.
+    """
+    parser = _parser()
+    dataset = _named_dataset(argv)
+    if dataset is not None:
+        module = load_dataset_module(dataset)
+        if hasattr(module, "add_arguments"):
+            module.add_arguments(parser.add_argument_group(f"options of {dataset}"))
+    common = vars(_parser().parse_args([]))
     args = parser.parse_args(argv)
+    args.dataset_options = {name: value for name, value in vars(args).items() if name not in common}
     if args.verify:
         given = ["dataset"] if args.dataset is not None else []
-        given += [f"--{name}" for name in ("root", "out", "splits", "num", "seed") if getattr(args, name) is not None]
+        given += [f"--{name}" for name in ("root", "out", "splits") if getattr(args, name) is not None]
         if given:
             parser.error(f"--verify takes folders alone; leave out {', '.join(given)}")
         return args
     missing = [name for name, value in (("dataset", args.dataset), ("--out", args.out)) if value is None]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
+    if args.root is not None and os.path.exists(args.root):
+        args.root = os.path.abspath(args.root)  # one name from everywhere, for --resume and for workers started elsewhere
     return args
 
 
-def summarize(split: str, result: dict, vocabulary: ClassVocabulary) -> str:
-    """A few lines: rows, and each class's share of the pixels."""
-    total = max(1, int(result["pixels"].sum()))
-    names = (*vocabulary.names, "(no label)")
-    shares = ", ".join(f"{name} {100 * count / total:.1f}" for name, count in zip(names, result["pixels"].tolist()))
-    absent = [name for name, count in zip(vocabulary.names, result["pixels"].tolist()) if not count]
-    lines = [f"{split}: {result['num_rows']} rows; share of pixels in %: {shares}"]
-    if absent and result["pixels"].any():
-        lines.append(f"{split}: no pixel of {', '.join(absent)}")
-    return "\n".join(lines)
+def _named_dataset(argv) -> Optional[str]:
+    """The dataset of the command line, which stands first; its module adds options."""
+    argv = sys.argv[1:] if argv is None else argv
+    return argv[0] if argv and not argv[0].startswith("-") else None
+
+
+def open_splits(module, args: argparse.Namespace) -> dict[str, Source]:
+    """Split name -> its source, for the splits that the command line asks for. Raises PrepareError."""
+    name = args.dataset
+    if args.root is None and getattr(module, "NEEDS_ROOT", True):
+        raise PrepareError(f"{name} needs --root, the folder of the raw dataset:\n{inspect.cleandoc(module.__doc__)}")
+    try:
+        known = module.list_splits(args.root, args) if hasattr(module, "list_splits") else module.SPLITS
+        splits = [split.strip() for split in args.splits.split(",")] if args.splits else list(known)
+        unknown = [split for split in splits if split not in known]
+        if unknown:
+            raise PrepareError(f"{name} has no split {unknown[0]!r}; choose from {', '.join(known)}")
+        return {split: module.open_split(args.root, split, args) for split in splits}
+    except (OSError, SourceError, ShardError, VocabularyError) as error:
+        raise PrepareError(str(error)) from error
 
 
 def verify(folders: list[str]) -> int:
@@ -183,25 +155,28 @@ def verify(folders: list[str]) -> int:
 def main(argv=None) -> int:
     """The command; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = parse_arguments(argv)
-    if args.verify:
-        return verify(args.verify)
     try:
-        module = load_dataset_module(args.dataset)
-        if args.root is None and args.dataset not in NEEDS_NO_ROOT:
-            raise PrepareError(f"{args.dataset} needs --root, the folder of the raw dataset:\n{inspect.cleandoc(module.__doc__)}")
-        known = getattr(module, "SPLITS", ("train", "val", "test"))
-        splits = [split.strip() for split in args.splits.split(",")] if args.splits else list(known)
-        unknown = [split for split in splits if split not in known]
-        if unknown:
-            raise PrepareError(f"{args.dataset} has no split {unknown[0]!r}; choose from {', '.join(known)}")
-        for split in splits:
-            options = split_options(module, args.num, args.seed, split)
-            result = write_split(args.dataset, args.root, args.out, split, args.format, args.rows_per_shard, options)
-            print(summarize(split, result, module.vocabulary()))
-    except PrepareError as error:
+        args = parse_arguments(argv)
+        if args.verify:
+            return verify(args.verify)
+        options = WriteOptions(
+            format=args.format,
+            rows_per_shard=args.rows_per_shard,
+            skip_bad=args.on_bad_sample == "skip",
+            workers=args.workers,
+            engine=args.engine,
+            resume=args.resume,
+            source=args.dataset_options,
+        )
+        for split, source in open_splits(load_dataset_module(args.dataset), args).items():
+            print(describe(write_split(source, args.out, split, options)))
+        write_croissant(args.out)
+    except (PrepareError, SourceError, ShardError, VocabularyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --resume goes on", file=sys.stderr)
+        return 130
     print(f"shards and vocabulary.json are in {args.out}")
     return 0
 

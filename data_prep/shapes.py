@@ -5,18 +5,21 @@ wall above them, and one to four objects with their own colour, size, texture, r
 is drawn with implicit functions in numpy. A scene depends on (seed, split, index) alone; splits never share a random stream.
 """
 
+import argparse
 import io
-from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
 
 from data_prep.shapes_drawing import BACKGROUNDS, COLOURS, OBJECTS, SIDE, draw_background, draw_object, light
+from data_prep.source import Source
 from ofaseg.vocabulary import ClassVocabulary, default_palette
 
 DEFAULT_COUNTS = {"train": 6000, "val": 400, "test": 400}
 SPLIT_STREAMS = {"train": 0, "val": 1, "test": 2}
+SPLITS = tuple(SPLIT_STREAMS)
+NEEDS_ROOT = False
 COLUMNS = ("image", "label_map", "id", "captions", "boxes", "segment_map", "segments")
 CAPTIONS_PER_SCENE = 5
 SMALL_RADIUS, BIG_RADIUS = 14.0, 18.5
@@ -185,25 +188,63 @@ def make_row(seed: int, split: str, index: int) -> dict:
     }
 
 
-def iter_samples(root: Optional[str] = None, split: str = "train", num: Optional[int] = None, seed: int = 1) -> Iterator[dict]:
-    """Rows of one split, in order.
+class ShapesSource(Source):
+    """The scenes of one split.
 
     Args:
-        root: unused, the world is drawn; every data_prep module takes it.
         split: train, val or test.
-        num: number of scenes; the default is `DEFAULT_COUNTS[split]`.
+        num: number of scenes, at least 0; None for `DEFAULT_COUNTS[split]`.
         seed: the world's seed.
 
     Raises:
         ValueError: unknown split, or a negative number.
     """
-    if split not in SPLIT_STREAMS:
-        raise ValueError(f"shapes has no split {split!r}; choose one of {', '.join(SPLIT_STREAMS)}")
-    count = DEFAULT_COUNTS[split] if num is None else int(num)
-    if count < 0:
-        raise ValueError(f"the number of scenes must not be negative, got {count}")
-    for index in range(count):
-        yield make_row(seed, split, index)
+
+    columns = COLUMNS
+
+    def __init__(self, split: str, num: Optional[int] = None, seed: int = 1):
+        if split not in SPLIT_STREAMS:
+            raise ValueError(f"shapes has no split {split!r}; choose one of {', '.join(SPLIT_STREAMS)}")
+        self.vocabulary = vocabulary()
+        self.split = split
+        self.num = DEFAULT_COUNTS[split] if num is None else int(num)
+        self.seed = int(seed)
+        if self.num < 0:
+            raise ValueError(f"the number of scenes must not be negative, got {num}")
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, i: int) -> dict:
+        return make_row(self.seed, self.split, i)
+
+    def name(self, i: int) -> str:
+        return f"scene {i} of {self.split}, seed {self.seed}"
+
+
+def scene_counts(text: str) -> dict[str, int]:
+    """Split -> number of scenes from "1000" (key "": every split) or "train=800,val=100". Raises argparse.ArgumentTypeError."""
+    counts = {}
+    for part in text.split(","):
+        split, _, number = part.rpartition("=")
+        if not number.strip().isdigit() or int(number) < 1:
+            problem = f"{text!r}: {number!r} is not a number of samples of at least 1; write 1000, or train=800,val=100"
+            raise argparse.ArgumentTypeError(problem)
+        if split and split not in SPLIT_STREAMS:
+            raise argparse.ArgumentTypeError(f"{text!r}: no split {split!r}; choose from {', '.join(SPLIT_STREAMS)}")
+        counts[split] = int(number)
+    return counts
+
+
+def add_arguments(parser) -> None:
+    """Options of this dataset."""
+    parser.add_argument("--num", type=scene_counts, default={}, help="number of scenes, or per split: train=800,val=100")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the drawn world (default 1)")
+
+
+def open_split(root, split: str, args: argparse.Namespace) -> ShapesSource:
+    """The scenes of a split; `root` is unused, the world is drawn. Raises ValueError for an unknown split."""
+    return ShapesSource(split, args.num.get(split, args.num.get("")), args.seed)
 
 
 def caption_words() -> list[str]:

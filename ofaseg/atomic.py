@@ -1,6 +1,7 @@
 """Atomic file writing: a reader sees the old file or the whole new one, never a part."""
 
 import contextlib
+import glob
 import os
 import tempfile
 from pathlib import Path
@@ -30,6 +31,13 @@ def atomic_write(path, mode: str = "wb", encoding: str | None = None):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def remove_leftovers(path) -> None:
+    """Removes the temporary files that killed writers of `path` left behind; for callers that are its only writer."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

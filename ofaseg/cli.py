@@ -1,4 +1,4 @@
-"""The console command `ofaseg`: evaluate, predict, report."""
+"""The console command `ofaseg`: evaluate, predict, report, doctor, browse."""
 
 import argparse
 import importlib
@@ -9,7 +9,9 @@ from ofaseg.commands.common import run_command
 COMMANDS = {
     "evaluate": "scores of a checkpoint on a split of shards",
     "predict": "segment photos into named classes",
+    "doctor": "faults of data, class lists, checkpoints and configurations, before they cost a run",
     "report": "one HTML page from evaluations and training logs",
+    "browse": "a gallery of the rows of shards",
 }
 
 

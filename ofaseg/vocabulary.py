@@ -1,7 +1,7 @@
 """Class vocabularies: the ordered class names behind a label map, and everything said about them."""
 
 import colorsys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -64,6 +64,18 @@ def check_class_names(names, where: str) -> None:
         seen[name] = k
 
 
+def _check_entries(data: dict, where: str) -> None:
+    """Raises VocabularyError for entries of vocabulary.json that have another type (edited by hand)."""
+    for key in ("label_offset", "ignore_index"):
+        value = data.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise VocabularyError(f"{where}: {key} is {value!r}, not a number from 0 on; correct it or write the shards again")
+    for key in ("thing", "novel", "palette"):
+        values = data.get(key) or []
+        if not isinstance(values, list) or (key == "palette" and not all(isinstance(colour, list) for colour in values)):
+            raise VocabularyError(f"{where}: {key} is not a list with an entry per class; correct it or leave it out")
+
+
 def name_difference(there: Sequence[str], here: Sequence[str]) -> str:
     """How the class names of a file (`there`) differ from those of this run, for messages; "" for the same ones in one order."""
     if len(there) != len(here):
@@ -101,16 +113,16 @@ class ClassVocabulary:
             object.__setattr__(self, "ignore_label", 255 if len(self.names) + self.label_offset <= 255 else 65535)
         if not self.palette:
             object.__setattr__(self, "palette", default_palette(len(self.names)))
+        where = self.source or "the class vocabulary"
         for attribute in ("thing", "novel", "palette"):
             values = getattr(self, attribute)
             if values and len(values) != len(self.names):
-                where = self.source or "vocabulary"
-                raise VocabularyError(f"{where}: {len(values)} entries in {attribute!r} for {len(self.names)} class names")
+                problem = f"{len(values)} entries in {attribute!r} for {len(self.names)} class names"
+                raise VocabularyError(f"{where}: {problem}; give one per class")
         first, last = self.label_offset, self.label_offset + len(self.names) - 1
         if first <= self.ignore_label <= last:
-            raise VocabularyError(
-                f"{self.source or 'vocabulary'}: the ignore label {self.ignore_label} is also the stored value of a class ({first}..{last})"
-            )
+            problem = f"the ignore label {self.ignore_label} is also the stored value of a class ({first}..{last})"
+            raise VocabularyError(f"{where}: {problem}; choose another one")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,18 +148,20 @@ class ClassVocabulary:
             VocabularyError: `data` is no dict with a list of names, or its lists have different lengths.
         """
         if not isinstance(data, dict) or not isinstance(data.get("names"), list):
-            raise VocabularyError(f"{where}: needs a JSON object with a list 'names' of class names")
+            raise VocabularyError(f"{where}: needs a JSON object with a list 'names' of class names; write the shards again")
+        _check_entries(data, where)
         known = {"names", "thing", "novel", "palette", "label_offset", "ignore_index", "source"}
-        return cls(
+        vocabulary = cls(  # errors name the file, whatever the source is called
             names=tuple(data["names"]),
-            thing=tuple(data.get("thing", ())),
-            novel=tuple(data.get("novel", ())),
-            palette=tuple(tuple(colour) for colour in data.get("palette", ())),
-            label_offset=int(data.get("label_offset", 0)),
+            thing=tuple(data.get("thing") or ()),
+            novel=tuple(data.get("novel") or ()),
+            palette=tuple(tuple(colour) for colour in data.get("palette") or ()),
+            label_offset=data.get("label_offset") or 0,
             ignore_label=data.get("ignore_index"),
-            source=data.get("source", "") or where,
+            source=where,
             extra={key: value for key, value in data.items() if key not in known},
         )
+        return replace(vocabulary, source=data.get("source", "") or where)
 
     def renamed(self, names) -> "ClassVocabulary":
         """The same classes in other words; `extra["renamed_from"]` keeps the words of the shards.

@@ -1,22 +1,16 @@
 """Shared fixtures: where golden files and the real-data pack lie, and seeds."""
 
-import os
 from pathlib import Path
 
 import pytest
+
+from tools.data_pack import data_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser):
     parser.addoption("--golden-dir", default=str(ROOT / "tests" / "golden"), help="folder whose golden .npz files are checked")
-
-
-def data_pack() -> Path | None:
-    """The real-data pack: $OFASEG_DATA, or shared/data beside or inside the checkout; None when there is none."""
-    candidates = [Path(os.environ["OFASEG_DATA"])] if os.environ.get("OFASEG_DATA") else []
-    candidates += [ROOT.parent / "shared" / "data", ROOT / "shared" / "data"]
-    return next((path for path in candidates if (path / "camvid").is_dir()), None)
 
 
 def pytest_generate_tests(metafunc):

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from ofaseg.atomic import atomic_write
+from ofaseg.atomic import atomic_write, remove_leftovers
 
 
 def test_replaces_whole_and_leaves_nothing_behind(tmp_path):
@@ -21,3 +21,10 @@ def test_an_exception_keeps_the_old_file(tmp_path):
             file.write(b"half")
             raise RuntimeError
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_leftovers_of_killed_writers(tmp_path):
+    for name in (".a[1].txt.x7.tmp", ".a[1].txt.y_.tmp", ".a1.txt.x7.tmp", "a[1].txt", ".b.txt.x7.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    remove_leftovers(tmp_path / "a[1].txt")
+    assert sorted(os.listdir(tmp_path)) == [".a1.txt.x7.tmp", ".b.txt.x7.tmp", "a[1].txt"]

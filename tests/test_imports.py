@@ -20,6 +20,7 @@ ALLOWED = {
     "ofaseg.data": LEAVES,
     "ofaseg.evaluation": LEAVES,
     "ofaseg.checkpoints": LEAVES | {"ofaseg.models"},
+    "ofaseg.doctor": LEAVES | {"ofaseg.data", "ofaseg.checkpoints", "ofaseg.models"},
     "ofaseg.compat": set(),
     "ofaseg.optim": set(),
     "ofaseg.commands": EVERYTHING,
@@ -32,12 +33,13 @@ ALLOWED = {
     "tools": EVERYTHING,
     **{leaf: LEAVES for leaf in LEAVES},
 }
-LAZILY = {"ofaseg.checkpoints": {"ofaseg", "ofaseg.data"}}  # rebuilding a model needs its task, by registration
+# rebuilding a model needs its task, checking a configuration every name, by registration
+LAZILY = {"ofaseg.checkpoints": {"ofaseg", "ofaseg.data"}, "ofaseg.doctor": {"ofaseg"}}
 # where fairseq may show: registered classes and datasets; layers, encoders, losses, shards and metrics are plain torch
 HOST = ("ofaseg/*.py", "ofaseg/models/*.py", "ofaseg/data/*_dataset.py", "ofaseg/optim/*", "ofaseg/checkpoints/*", "ofaseg/commands/*")
-HOST += ("user_tasks/*", "criterions/*", "tools/*")
+HOST += ("user_tasks/*", "criterions/*", "tools/*", "ofaseg/doctor/run_config.py")
 PLAIN = tuple(f"ofaseg/{name}.py" for name in ("vocabulary", "structures", "losses", "seg_tokens", "prompts", "atomic"))
-OPTIONAL = ("mmcv", "mmseg", "mmengine", "matplotlib", "datasets", "pycocotools")
+OPTIONAL = ("mmcv", "mmseg", "mmengine", "matplotlib", "datasets", "pycocotools", "ray")
 LOGGING = ("wandb", "tensorboard", "tensorboardX")  # optional too, but fairseq's progress bar imports them where they are installed
 
 

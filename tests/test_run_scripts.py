@@ -13,7 +13,8 @@ from ofaseg.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path for path in ROOT.glob("run_scripts/*/*.sh") if path.name != "common.sh")
-INPUTS = ("CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA")
+OWN_FOLDER = ROOT / "run_scripts" / "ifseg" / "own_folder.sh"
+INPUTS = ("CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA", "FOLDER")
 
 
 def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> list[list[str]]:
@@ -53,6 +54,34 @@ def test_published_runs_keep_their_batch_of_16(name, gpus, tmp_path):
     arguments = training_arguments(command)
     assert gpus * arguments.batch_size * arguments.update_freq[0] == 16 and arguments.lr == [5e-5]
     assert arguments.arch == "segofa_base" and not arguments.supervised
+
+
+def own_folder(tmp_path, *flags, **environment):
+    """Program and first argument's name -> command."""
+    commands = dry_run(OWN_FOLDER, tmp_path, *flags, **environment)
+    return {f"{Path(command[0]).name} {Path(command[1]).name}": command for command in commands}
+
+
+def test_an_own_folder_is_trained_on_unless_there_is_a_pretrained_model(tmp_path):
+    layout = dict(IMAGES="photos", CLASS_NAMES="c.txt", PREPARE_FLAGS="--val-fraction 0.1")
+    commands = own_folder(tmp_path, CHECKPOINT="", BPE_DIR="", DATA="", **layout)
+    assert list(commands)[-3:] == ["ofaseg evaluate", "ofaseg browse", "ofaseg report"]
+    prepare = commands["python prepare.py"]
+    assert prepare[2:6] == ["folder", "--root", str(tmp_path / "folder"), "--out"] and prepare[6] == str(tmp_path / "out" / "shards")
+    assert prepare[-6:] == ["--images", "photos", "--class-names", "c.txt", "--val-fraction", "0.1"]
+    words = str(tmp_path / "out" / "words")
+    assert commands["python word_dictionary.py"][-1] == words
+    arguments = training_arguments(next(command for name, command in commands.items() if name.startswith("fairseq-train")))
+    assert arguments.supervised and arguments.arch == "segofa_nano" and arguments.bpe_dir == words and not arguments.pretrained
+
+
+@pytest.mark.parametrize("supervised", ["0", "1"])
+def test_an_own_folder_with_a_pretrained_model(tmp_path, supervised):
+    commands = own_folder(tmp_path, SUPERVISED=supervised, ARCH="segofa_tiny")
+    arguments = training_arguments(next(command for name, command in commands.items() if name.startswith("fairseq-train")))
+    assert arguments.supervised == (supervised == "1") and arguments.arch == "segofa_tiny"
+    assert arguments.pretrained == str(tmp_path / "checkpoint") and arguments.bpe_dir == str(tmp_path / "bpe_dir")
+    assert "python word_dictionary.py" not in commands
 
 
 def test_a_number_of_gpus_that_would_change_the_batch_is_refused(tmp_path):

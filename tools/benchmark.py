@@ -21,6 +21,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tools import benchmark_data  # noqa: E402
 from tools.benchmark_cases import CASES, SETUPS  # noqa: E402
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
@@ -138,16 +139,13 @@ def conditions(results: list[dict]) -> list[str]:
     ]
 
 
-def section(title: str, machine: str, command: str, results: list[dict], rates: dict[str, float]) -> str:
+def section(title: str, machine: str, command: str, results: list[dict], data: dict) -> str:
     """The Markdown section of one run."""
     lines = [f"## {title}", "", f"- date: {datetime.date.today().isoformat()}", f"- machine: {machine}", f"- command: `{command}`"]
     if results:
         lines += [*conditions(results), "", *table(results)]
-    if rates:
-        published = next(iter(rates.values()))
-        lines += ["", "Rows to tensors, 512 px crops, no augmentation, one process:", ""]
-        lines += ["| source | rows/s | times published |", "|---|---|---|"]
-        lines += [f"| {name} | {rate:,.0f} | {rate / published:.1f} |" for name, rate in rates.items()]
+    if data:
+        lines += benchmark_data.tables(data)
     return "\n".join(lines) + "\n"
 
 
@@ -205,10 +203,10 @@ def run_device(device: str, machine: str, args: argparse.Namespace, command: str
     with_data = "data" in args.cases and device == "cpu"
     names = ", ".join([*(args.models if cases else []), *(["data"] if with_data else [])])
     title = f"{names} on {'the CPU' if device == 'cpu' else 'a GPU'}"
-    results, rates = [], {}
+    results, data = [], {}
 
     def write() -> None:
-        write_section(Path(args.out), f"benchmark {device} {names}", section(title, machine, command, results, rates))
+        write_section(Path(args.out), f"benchmark {device} {names}", section(title, machine, command, results, data))
 
     for model in args.models if cases else ():
         for case in cases:
@@ -217,8 +215,8 @@ def run_device(device: str, machine: str, args: argparse.Namespace, command: str
                 print(describe(results[-1]), flush=True)
                 write()
     if with_data:
-        rates.update(child("tools.benchmark_data", {"rows": args.rows, "repeats": args.repeats}, {})["rates"])
-        print("\n".join(f"{name}: {rate:,.0f} rows/s" for name, rate in rates.items()), flush=True)
+        data.update(child("tools.benchmark_data", {"rows": args.rows, "repeats": args.repeats}, {"HF_HUB_OFFLINE": "1"}))
+        print("\n".join(benchmark_data.tables(data)), flush=True)
         write()
     if names:
         print(f"written: {args.out}")

@@ -16,11 +16,23 @@ class VocabularyTask(FairseqTask):
     """Base of every task here: a class vocabulary, training steps under autocast, and the count of rows left out.
 
     The configuration has `autocast`, "none" or "bf16".
+
+    Attributes:
+        bad_rows_total: rows that training has left out since its first update, on all ranks, over resumed runs too.
     """
 
     def __init__(self, cfg, vocabulary: ClassVocabulary):
         super().__init__(cfg)
         self.vocabulary = vocabulary
+        self.bad_rows_total = 0
+
+    def state_dict(self) -> dict:
+        """What a checkpoint says of the task: the count of rows left out."""
+        return {"bad_rows_total": self.bad_rows_total}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Goes on counting where a resumed run stopped."""
+        self.bad_rows_total = int(state_dict.get("bad_rows_total", 0))
 
     def autocast(self, device: torch.device):
         """Context of mixed precision; enter one per step, for its cache of cast weights lives until it ends."""
@@ -32,7 +44,9 @@ class VocabularyTask(FairseqTask):
         with self.autocast(sample["id"].device):
             loss, sample_size, logging_output = criterion(model, sample)
         optimizer.backward(loss * 0 if ignore_grad else loss)
-        logging_output["_bad_rows"] = len(sample.get("bad_rows", ()))
+        # a rank that has run out of batches repeats one without gradient: its bad rows are counted already
+        bad_rows = 0 if ignore_grad else len(sample.get("bad_rows", ()))
+        logging_output["_bad_rows"] = logging_output["_bad_training_rows"] = bad_rows
         return loss, sample_size, logging_output
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
@@ -40,6 +54,10 @@ class VocabularyTask(FairseqTask):
         bad_rows = sum(int(log.get("_bad_rows", 0)) for log in logging_outputs)
         if bad_rows:
             metrics.log_scalar_sum("bad_rows", bad_rows)
+        bad_training_rows = sum(int(log.get("_bad_training_rows", 0)) for log in logging_outputs)
+        if bad_training_rows:
+            self.bad_rows_total += bad_training_rows
+            metrics.log_derived("bad_rows_total", lambda meters: self.bad_rows_total)
 
     @property
     def source_dictionary(self):

@@ -7,13 +7,14 @@ from typing import Optional
 
 import numpy as np
 import torch
+from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II, MISSING
 from torch import Tensor
 
 from ofaseg.data import transforms
-from ofaseg.data.segmentation_dataset import SegmentationDataset
+from ofaseg.data.segmentation_dataset import ON_BAD_SAMPLE, SegmentationDataset
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.evaluation import postprocess, semantic
 from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
@@ -36,7 +37,9 @@ class SegmentationTaskConfig(FairseqDataclass):
     patch_image_size: int = field(default=512, metadata={"help": "short side of the photos the model sees, pixels"})
     pretrained: str = field(default="", metadata={"help": "checkpoint to start from (official, ours, exported); resuming ignores it"})
     autocast: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
-    strict_rows: bool = field(default=False, metadata={"help": "stop at the first bad row instead of leaving it out"})
+    on_bad_sample: ChoiceEnum(ON_BAD_SAMPLE) = field(
+        default="skip", metadata={"help": "a row that cannot be read: skip (leave it out, counted as bad_rows) or raise"}
+    )
     no_photo_augmentation: bool = field(default=False, metadata={"help": "supervised training without scale, crop, flip and colour jitter"})
     resnet_topk: int = field(default=3, metadata={"help": "K of feature propagation in evaluation"})
     resnet_iters: int = field(default=0, metadata={"help": "iterations of feature propagation in evaluation, 0 = off (paper: 25)"})
@@ -81,11 +84,12 @@ class SegmentationTask(VocabularyTask):
         return model
 
     def state_dict(self) -> dict:
-        """What a checkpoint says of the task: the class vocabulary."""
-        return {"vocabulary": self.vocabulary.to_json()}
+        """What a checkpoint says of the task: the class vocabulary and the count of rows left out."""
+        return super().state_dict() | {"vocabulary": self.vocabulary.to_json()}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Raises VocabularyError when a run is resumed with other classes than it was trained with."""
+        super().load_state_dict(state_dict)
         if "vocabulary" in state_dict:
             trained = ClassVocabulary.from_json(state_dict["vocabulary"], "the checkpoint")
             difference = name_difference(trained.names, self.vocabulary.names)
@@ -109,7 +113,7 @@ class SegmentationTask(VocabularyTask):
             self.training_transform if augment else self.crop_transform if training else self.evaluation_transform,
             training=training,
             seed=self.cfg.seed,
-            strict=self.cfg.strict_rows,
+            on_bad_sample=str(self.cfg.on_bad_sample),
             batch_size_key=self.evaluation_size,
             **self.dataset_arguments(),
         )
@@ -152,10 +156,17 @@ class SegmentationTask(VocabularyTask):
     # ---- steps ----
 
     def train_step(self, sample, model, *args, **kwargs):
+        if kwargs.get("ignore_grad") and "target" not in sample:
+            # a rank without a batch of its own repeats the first one of the dataset that was opened last: validation, say
+            sample = self._first_training_batch(sample["id"].device)
         loss, sample_size, logging_output = super().train_step(sample, model, *args, **kwargs)
         if "display" in sample:
             logging_output.update(self.display_counts(model, sample["display"]))
         return loss, sample_size, logging_output
+
+    def _first_training_batch(self, device: torch.device) -> dict:
+        data = self.dataset("train")
+        return utils.apply_to_sample(lambda tensor: tensor.to(device), data.collater([data[0]]))
 
     def display_counts(self, model, display: dict) -> dict[str, Tensor]:
         """Confusion counts of the model on training photos, for curves only; no gradient."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ofaseg.data.pretraining_dataset import IMAGE_COLUMNS, PretrainingDataset, PretrainingSymbols
 from ofaseg.data.pretraining_mixture import TASKS, PretrainingMixture
+from ofaseg.data.segmentation_dataset import ON_BAD_SAMPLE
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.data.synthetic import ArtificialImageSampler
 from ofaseg.prompts import SEGMENTATION_PROMPT
@@ -63,7 +64,9 @@ class VisionLanguagePretrainingTaskConfig(FairseqDataclass):
         metadata={"help": "spread of fresh linear and word-embedding weights; 0 keeps OFA's 0.02, 1/sqrt(width) suits narrow models"},
     )
     autocast: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
-    strict_rows: bool = field(default=False, metadata={"help": "stop at the first bad row instead of leaving it out"})
+    on_bad_sample: ChoiceEnum(ON_BAD_SAMPLE) = field(
+        default="skip", metadata={"help": "a row that cannot be read: skip (leave it out, counted as bad_rows) or raise"}
+    )
     reuse_dataloader: bool = field(default=False, metadata={"help": "keep one data loader over epochs; needs --persistent-workers"})
     # fairseq's default True keeps the workers of every finished epoch and validation alive: memory fills up, epoch by epoch
     persistent_workers: bool = field(default=False, metadata={"help": "keep data workers alive after their epoch"})
@@ -147,7 +150,7 @@ class VisionLanguagePretrainingTask(TokenTask):
             caption_ids=self.cfg.alignment_captions,
             label_maps=probe,
             training=split == "train",
-            strict=self.cfg.strict_rows,
+            on_bad_sample=str(self.cfg.on_bad_sample),
         )
 
     # ---- steps ----

@@ -12,6 +12,7 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def load_state(path) -> dict:
         return _load_safetensors(path)
     content = _load_torch(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint with weights by name")
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint with weights by name; give a model checkpoint")
     weights = content.get("model", content)
     if not isinstance(weights, dict) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(
@@ -76,6 +77,23 @@ def load_state(path) -> dict:
     return {"model": weights, "ema": averaged, "cfg": plain(cfg), "task_state": plain(content.get("task_state")) or {}}
 
 
+def load_configuration(path) -> dict:
+    """The configuration recorded with a checkpoint (option group -> option -> value), {} when it has none; reads no weights.
+
+    Raises:
+        CheckpointError: as `load_state`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: checkpoint not found; check the path")
+    if path.suffix == ".safetensors":
+        about = path.with_suffix(".json")
+        return (_read_description(about) if about.is_file() else None) or {}
+    content = _load_torch(path, mmap=True)
+    cfg = plain(content.get("cfg")) if isinstance(content, dict) else None
+    return cfg if isinstance(cfg, dict) else {}
+
+
 def _load_safetensors(path: Path) -> dict:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -83,29 +101,39 @@ def _load_safetensors(path: Path) -> dict:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy or export it again") from error
     about = path.with_suffix(".json")
     cfg = None
     if about.is_file():
-        try:
-            cfg = json.loads(about.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{about}: not valid JSON ({error})") from error
-        _check_description(cfg, about, path)
+        cfg = _read_description(about)
+        _check_weights(cfg, about, path)
     return {"model": weights, "ema": {}, "cfg": cfg, "task_state": {}}
 
 
-def _check_description(cfg, about: Path, path: Path) -> None:
-    """Raises CheckpointError when the JSON file is no description, or that of other weights."""
+def _read_description(about: Path) -> dict:
+    """The JSON file beside exported weights. Raises CheckpointError when it is no description."""
+    try:
+        cfg = json.loads(about.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{about}: not valid JSON ({error}); export the model again") from error
     if not isinstance(cfg, dict):
-        raise CheckpointError(f"{about}: needs a JSON object that describes {path.name}; export the model again")
+        raise CheckpointError(f"{about}: needs a JSON object that describes {about.stem}.safetensors; export the model again")
+    return cfg
+
+
+def _check_weights(cfg: dict, about: Path, path: Path) -> None:
+    """Raises CheckpointError when the JSON file describes other weights."""
     expected = cfg.get("weights_sha256")
     if expected and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
         raise CheckpointError(f"{path}: does not belong to {about.name} (its sha256 differs): a partial copy or export; copy both again")
 
 
-def _load_torch(path: Path):
-    """`torch.load(weights_only=True)`, learning the harmless classes of the file on the way."""
+def _load_torch(path: Path, mmap: bool = False):
+    """`torch.load(weights_only=True)`, learning the harmless classes of the file on the way.
+
+    With `mmap` the weights stay on the disk until they are used; files in torch's old format are read whole all the same.
+    """
+    mmap = mmap and zipfile.is_zipfile(path)
     allowed: list = [argparse.Namespace, collections.defaultdict, dict, list, tuple, set, frozenset, int, float, bool, str]
     names: set[str] = set()
     while True:
@@ -113,7 +141,7 @@ def _load_torch(path: Path):
         more = [item for item in allowed if item not in torch.serialization.get_safe_globals()]
         try:
             with torch.serialization.safe_globals(more):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             name = _UNKNOWN_CLASS.search(str(error))
             if name is None:
@@ -131,7 +159,7 @@ def _load_torch(path: Path):
             names.add(full)
             allowed.append((type(full.rpartition(".")[2], (_Record,), {}), full))
         except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{path}: damaged, or not a checkpoint ({_first_line(error)})") from error
+            raise CheckpointError(f"{path}: damaged, or not a checkpoint ({_first_line(error)}); copy it again") from error
 
 
 def _first_line(error: Exception) -> str:

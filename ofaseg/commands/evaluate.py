@@ -1,4 +1,4 @@
-"""Scores a checkpoint on a split of shards: JSON, a Markdown row, and a few examples for the report.
+"""Scores a checkpoint on a split of shards: JSON, a Markdown row, the confusion matrix, and examples for the report.
 
 Runs on one process, or on several under torchrun; the scores are the same.
 """
@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ofaseg.commands import common
-from ofaseg.evaluation import pictures, report
-from ofaseg.evaluation.evaluator import SemanticEvaluator, evaluate_batches, rank_indices
+from ofaseg.evaluation import confusion, examples, pictures, report
+from ofaseg.evaluation.evaluator import SemanticEvaluator, evaluate_batches, gather_texts, rank_indices
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="photos at once; photos of one size share a batch")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode rows")
     parser.add_argument("--limit", type=int, default=0, help="only so many rows, evenly spread over the split (0 = all)")
-    parser.add_argument("--out", default="", help="folder for scores.json, scores.md, examples and overlays")
-    parser.add_argument("--examples", type=int, default=8, help="photos kept as examples under --out")
+    parser.add_argument("--out", default="", help="folder for scores.json, scores.md, confusion.npy, examples and overlays")
+    parser.add_argument(
+        "--examples", type=int, default=4, help="photos kept under --out: so many best, so many worst (by their mIoU), so many random ones"
+    )
+    parser.add_argument("--examples-seed", type=int, default=1, help="seed of the random examples")
     parser.add_argument("--name", default="", help="name of the result in tables (default: from the checkpoint's path)")
     parser.add_argument("--selected-cols", default="", help="positions of image, label map and id in a TSV row, such as 0,1,2")
     parser.add_argument("--rename-classes", action="store_true", help="--class-names re-words the shards' classes one by one")
@@ -53,25 +56,44 @@ def evaluate(args, device, rank: int) -> int:
     batches = dataset.batch_by_size(mine, max_sentences=args.batch_size)
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collater, num_workers=args.num_workers)
     post = task.post_process(**common.post_process_changes(args))
-    wanted = {rows[i] for i in spread(len(rows), args.examples)} if args.out else set()
+    evaluator = SemanticEvaluator(task.vocabulary)
+    seen: list[int] = []
+
+    def predict(batch):
+        return task.predict_batch(model, batch["net_input"], batch["native_sizes"], post)
 
     with tqdm(total=len(mine), unit="image", disable=None if rank == 0 else True) as bar:
 
         def on_batch(batch, outputs):
+            seen.extend(batch["id"].tolist())
             bar.update(len(outputs) + len(batch.get("bad_rows", ())))
-            for index, output, label_map in zip(batch["id"].tolist(), outputs, batch.get("native_label_maps", ())):
-                if index in wanted:
-                    write_example(Path(args.out), dataset.reader, index, output.label_map, label_map, task.vocabulary)
 
-        result = evaluate_batches(
-            loader,
-            lambda batch: task.predict_batch(model, batch["net_input"], batch["native_sizes"], post),
-            SemanticEvaluator(task.vocabulary),
-            on_batch,
-        )
+        result = evaluate_batches(loader, predict, evaluator, on_batch)
+    matrix = evaluator.matrix().numpy()
     if rank == 0:
-        _report(args, result, task.vocabulary, post)
+        _report(args, result, task.vocabulary, post, matrix)
+    if args.out:
+        chosen = examples.choose(_all_scores(seen, evaluator.image_scores()), max(0, args.examples), args.examples_seed)
+        _write_examples(Path(args.out), chosen, set(seen), dataset, predict, task.vocabulary, rank)
     return 1 if args.strict and result.bad_rows else 0
+
+
+def _all_scores(rows: list[int], scores: list[float]) -> dict[int, float]:
+    """Row -> mIoU of the photo over all ranks, from this rank's rows and their scores."""
+    texts = gather_texts([f"{row} {score!r}" for row, score in zip(rows, scores, strict=True)])
+    return {int(row): float(score) for row, score in map(str.split, texts)}
+
+
+def _write_examples(out: Path, chosen: list[examples.ChosenPhoto], mine: set[int], dataset, predict, vocabulary, rank: int) -> None:
+    """Segments the chosen photos once more, each on the rank that had it, so that no photo was kept in memory before."""
+    for photo in chosen:
+        photo.name = example_name(dataset.reader, photo.row)
+    own = [photo for photo in chosen if photo.row in mine]
+    for photo in tqdm(own, unit="example", disable=None if rank == 0 else True):
+        batch = dataset.collater([dataset.load(photo.row)])
+        write_example(out, photo.name, dataset.reader, photo.row, predict(batch)[0].label_map, batch["native_label_maps"][0], vocabulary)
+    if rank == 0:
+        examples.write_index(out / "examples", chosen)
 
 
 def _load(args, device):
@@ -84,8 +106,8 @@ def _load(args, device):
     return model.eval(), task
 
 
-def _report(args, result, vocabulary, post) -> None:
-    """Prints the table and writes scores.json and scores.md."""
+def _report(args, result, vocabulary, post, matrix: np.ndarray) -> None:
+    """Prints the table and writes scores.json, scores.md and confusion.npy."""
     name = args.name or default_name(args.checkpoint)
     table = report.markdown_table(report.with_constant(name, result.scores))
     print(report.class_table(result.scores))
@@ -106,7 +128,9 @@ def _report(args, result, vocabulary, post) -> None:
         settings = {"post_process": vars(post), "bad_rows": result.bad_rows, "vocabulary": vocabulary.to_json()}
         report.write_json(Path(args.out) / "scores.json", about | result.scores | settings)
         report.write_text(Path(args.out) / "scores.md", table + "\n" + report.class_table(result.scores))
-        print(f"written: {Path(args.out) / 'scores.json'}, scores.md, examples and overlays beside them")
+        if len(matrix) <= confusion.MOST_CLASSES:
+            confusion.write_matrix(Path(args.out) / confusion.FILE, matrix)
+        print(f"written: {Path(args.out) / 'scores.json'}, scores.md, {confusion.FILE}, examples and overlays beside them")
 
 
 def default_name(checkpoint) -> str:
@@ -126,15 +150,20 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", text).strip("._") or "image"
 
 
-def write_example(out: Path, reader, index: int, prediction, label_map, vocabulary) -> None:
-    """Keeps one photo with both label maps under examples/<id>/ and draws overlays/<id>.png."""
+def example_name(reader, index: int) -> str:
+    """Folder name of a row's example: its id, with the row number where the id is no file name (two ids may look alike then)."""
+    found = reader.read(index, columns=("id",)).get("id") if "id" in reader.columns else None
+    name = str(found) if found is not None else f"row-{index}"
+    return name if safe_name(name) == name else f"{safe_name(name)}-{index}"
+
+
+def write_example(out: Path, name: str, reader, index: int, prediction, label_map, vocabulary) -> None:
+    """Keeps one photo with both label maps under examples/<name>/ and draws overlays/<name>.png."""
     from ofaseg.data import codec
 
-    row = reader.read(index, columns=("id", "image"))
-    image = codec.decode_image(row["image"], where=reader.location(index))
+    image = codec.decode_image(reader.read(index, columns=("image",))["image"], where=reader.location(index))
     maps = [np.asarray(m.cpu(), dtype=np.int32) for m in (label_map, prediction)]
     image, (label_map, prediction) = pictures.shrink(image, maps, EXAMPLE_SIDE)
-    name = safe_name(str(row.get("id", index)))
     folder = out / "examples" / name
     pictures.write(folder / "photo.jpg", pictures.encode(image, "JPEG", quality=95))
     pictures.write(folder / "labels.png", pictures.index_png(label_map, vocabulary.palette))

@@ -1,4 +1,8 @@
-"""Builds one self-contained HTML page from a folder of evaluations (scores.json) and training logs (JSON lines)."""
+"""Builds one self-contained HTML page from a folder of evaluations (scores.json) and training logs (JSON lines).
+
+The page holds the scores, examples under a slider, IoU per class, the confusion matrix, training curves, the configuration
+(from the log, else from the evaluated checkpoint) and what is known of the data.
+"""
 
 import argparse
 from glob import glob
@@ -8,8 +12,13 @@ from typing import Optional
 import numpy as np
 from PIL import Image
 
-from ofaseg.evaluation import charts, report
-from ofaseg.evaluation.html_report import Example, Result, html_report, training_charts
+from ofaseg.checkpoints.safe import load_configuration
+from ofaseg.evaluation import charts, confusion, report
+from ofaseg.evaluation.configuration import option_groups
+from ofaseg.evaluation.data_summary import DataSummary, read_data_summary
+from ofaseg.evaluation.examples import GROUPS, ChosenPhoto, read_index
+from ofaseg.evaluation.html_examples import Example
+from ofaseg.evaluation.html_report import Result, html_report, training_charts
 from ofaseg.evaluation.pictures import read_index_png
 from ofaseg.evaluation.training_log import TrainingLog, read_training_log
 from ofaseg.vocabulary import ClassVocabulary
@@ -29,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--title", default="Segmentation report", help="heading of the page")
     parser.add_argument("--notes", default="", help="text under the heading, or a text file")
     parser.add_argument("--details", default="", help="text folded away at the end (commands, machine), or a text file")
-    parser.add_argument("--examples", type=int, default=8, help="photos shown at most")
+    parser.add_argument("--examples", type=int, default=4, help="best, worst and random photos shown, so many of each at most")
     parser.add_argument("--out", default="", help="the page (default: RUN_DIR/report.html)")
     parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
 
@@ -40,14 +49,17 @@ def run(args) -> int:
         raise ValueError(f"{root}: no such folder")
     folders = [_named(text, "--result") for text in args.result] or [("", [path.parent]) for path in sorted(root.rglob("scores.json"))]
     logs = [read_training_log(path, name) for name, path in _log_files(args, root)]
-    logs = [log for log in logs if log]
+    logs = [log for log in logs if log or log.configuration]
     if not folders and not logs:
         raise ValueError(f"{root}: holds neither scores.json nor a training log; run `ofaseg evaluate ... --out {root}/evaluation` first")
     results = [_read_result(name, runs) for name, runs in folders]
     vocabulary = _vocabulary(results, folders)
-    examples = read_examples([(result.name, runs[0]) for result, (_, runs) in zip(results, folders)], args.examples)
+    examples = read_examples([(result.name, runs[0]) for result, (_, runs) in zip(results, folders)], max(0, args.examples))
+    configurations = read_configurations(logs, results)
+    data = read_data(results, configurations)
     out = Path(args.out) if args.out else root / "report.html"
-    page = html_report(args.title, results, vocabulary, examples, logs, _text(args.notes), _text(args.details))
+    texts = (_text(args.notes), _text(args.details))
+    page = html_report(args.title, results, vocabulary, examples, logs, *texts, configurations, data)
     report.write_text(out, page)
     written = [out, *_write_tables(out.parent, results), *_write_curves(out.parent, logs)]
     if results:
@@ -78,9 +90,39 @@ def _read_result(name: str, folders: list[Path]) -> Result:
     """One result; several folders are runs of it with different seeds."""
     runs = [report.read_scores(folder / "scores.json" if folder.is_dir() else folder) for folder in folders]
     try:
-        return Result(name or runs[0].get("name") or folders[0].name, report.mean_over_runs(runs))
+        scores = report.mean_over_runs(runs)
     except ValueError as error:
         raise ValueError(f"{', '.join(map(str, folders))}: {error}") from error
+    return Result(name or runs[0].get("name") or folders[0].name, scores, _confusion(folders, len(runs[0].get("class_names") or ())))
+
+
+def _confusion(folders: list[Path], num_classes: int) -> Optional[np.ndarray]:
+    """The confusion matrices of the runs added up; None when one of them was evaluated without keeping it."""
+    paths = [(folder if folder.is_dir() else folder.parent) / confusion.FILE for folder in folders]
+    if not all(path.is_file() for path in paths):
+        return None
+    return sum(confusion.read_matrix(path, num_classes) for path in paths)
+
+
+def read_configurations(logs: list[TrainingLog], results: list[Result]) -> list[tuple[str, dict]]:
+    """(run, option groups) of the training logs; without any, of the first result's checkpoint, where it still lies.
+
+    Raises:
+        CheckpointError: that file is damaged.
+    """
+    found = [(log.name, log.configuration) for log in logs if log.configuration]
+    checkpoint = str(results[0].scores.get("checkpoint") or "") if results else ""
+    if not found and checkpoint and Path(checkpoint).is_file():
+        found = [(results[0].name, option_groups(load_configuration(checkpoint)))]
+    return found
+
+
+def read_data(results: list[Result], configurations: list[tuple[str, dict]]) -> list[DataSummary]:
+    """What is known of the folders of shards that results and runs name, as far as these are on this machine."""
+    named = [str(result.scores.get("shards") or "") for result in results]
+    named += [str(groups.get("task", {}).get("data") or "") for _, groups in configurations]
+    summaries = [read_data_summary(folder) for folder in dict.fromkeys(named) if folder]
+    return [summary for summary in summaries if summary is not None]
 
 
 def _vocabulary(results: list[Result], folders) -> ClassVocabulary:
@@ -90,22 +132,43 @@ def _vocabulary(results: list[Result], folders) -> ClassVocabulary:
 
 
 def read_examples(results: list[tuple[str, Path]], most: int) -> list[Example]:
-    """Examples of the first result, with the predictions that the other results made for the same photos."""
-    if not results:
+    """Examples of the first result, with the predictions that the other results made for the same photos.
+
+    At most `most` of each group; a photo of several groups stands in the first of them.
+    """
+    if not results or not results[0][1].is_dir():
         return []
-    folders = sorted((results[0][1] / "examples").glob("*/photo.jpg"))[:most] if results[0][1].is_dir() else []
-    examples = []
-    for photo in folders:
-        name = photo.parent.name
-        with Image.open(photo) as picture:
+    folder = results[0][1] / "examples"
+    return [_read_example(folder, photo, group, results) for photo, group in shown_photos(read_index(folder), most)]
+
+
+def shown_photos(photos: list[ChosenPhoto], most: int) -> list[tuple[ChosenPhoto, str]]:
+    """(photo, group) of the first `most` photos of each group, none twice."""
+    shown, taken = [], set()
+    for group in (*GROUPS, ""):
+        members = [photo for photo in photos if (group in photo.groups if group else not photo.groups)]
+        if group == "worst":
+            members.sort(key=lambda photo: (photo.miou, photo.row))
+        for photo in members[:most]:
+            if photo.name not in taken:
+                taken.add(photo.name)
+                shown.append((photo, group))
+    return shown
+
+
+def _read_example(folder: Path, photo: ChosenPhoto, group: str, results: list[tuple[str, Path]]) -> Example:
+    path = folder / photo.name / "photo.jpg"
+    try:
+        with Image.open(path) as picture:
             image = np.asarray(picture.convert("RGB"))
-        predictions = {}
-        for result_name, folder in results:
-            prediction = _same_size(folder / "examples" / name / "prediction.png", image)
-            if prediction is not None:
-                predictions[result_name] = prediction
-        examples.append(Example(name, image, _same_size(photo.parent / "labels.png", image), predictions))
-    return examples
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: not a photo that can be read ({error}); evaluate again") from error
+    predictions = {}
+    for name, other in results:
+        prediction = _same_size(other / "examples" / photo.name / "prediction.png", image)
+        if prediction is not None:
+            predictions[name] = prediction
+    return Example(photo.name, image, _same_size(path.parent / "labels.png", image), predictions, group, photo.miou)
 
 
 def _same_size(path: Path, image: np.ndarray) -> Optional[np.ndarray]:

@@ -12,12 +12,9 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from ofaseg.data import ordinary_files
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
 
-try:
-    import simplejpeg
-except ImportError:  # an optional, faster decoder of ordinary colour JPEGs with the same pixels
-    simplejpeg = None
 try:
     from pybase64 import b64decode as _b64decode
     from pybase64 import b64encode as _b64encode
@@ -109,6 +106,9 @@ def image_size(data: bytes, where: str = "") -> tuple[int, int]:
     Raises:
         CodecError: as `decode_image`, for faults that the header shows.
     """
+    size = ordinary_files.jpeg_size(data)
+    if size and size[0] * size[1] <= MAX_PIXELS:
+        return size
     image = _open(data, where)
     width, height = image.size
     return (width, height) if _orientation(image) >= 5 else (height, width)
@@ -127,12 +127,24 @@ def decode_image(data: bytes, where: str = "") -> np.ndarray:
     Raises:
         CodecError: no image, truncated or damaged, animated, larger than `MAX_PIXELS`.
     """
+    try:
+        # this way also refuses damaged pixel data that Pillow passes over in silence
+        pixels = ordinary_files.decode_jpeg(data, MAX_PIXELS)
+    except ValueError as error:
+        raise CodecError(_message(where, _damage("JPEG", error))) from error
+    return _decode_with_pillow(data, where) if pixels is None else pixels
+
+
+def _damage(format: str, error: Exception) -> str:
+    return f"damaged or truncated {format} image ({error}); get the photo or write the row again"
+
+
+def _decode_with_pillow(data: bytes, where: str) -> np.ndarray:
     image = _open(data, where)
     orientation = _orientation(image)
     try:
-        # simplejpeg also refuses damaged pixel data that Pillow passes over in silence
-        if simplejpeg is not None and image.format == "JPEG" and image.mode == "RGB" and orientation == 1:
-            return simplejpeg.decode_jpeg(data, "RGB")
+        if image.format == "JPEG" and image.mode == "RGB" and orientation == 1 and ordinary_files.simplejpeg is not None:
+            return ordinary_files.simplejpeg.decode_jpeg(data, "RGB")
         image.load()
         if orientation != 1:
             image = ImageOps.exif_transpose(image)
@@ -140,8 +152,7 @@ def decode_image(data: bytes, where: str = "") -> np.ndarray:
     except CodecError:
         raise
     except _DECODE_ERRORS as error:
-        problem = f"damaged or truncated {image.format} image ({error}); get the photo or write the row again"
-        raise CodecError(_message(where, problem)) from error
+        raise CodecError(_message(where, _damage(image.format, error))) from error
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
@@ -159,8 +170,13 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_label_map(data: bytes, vocabulary: ClassVocabulary, where: str = "") -> np.ndarray:
-    """Decodes a label map PNG to (H, W) int32: class ids 0..K-1, `IGNORE_INDEX` where there is no label.
+def narrow_dtype(vocabulary: ClassVocabulary) -> np.dtype:
+    """The smallest of int16 and int32 that holds every class id and `IGNORE_INDEX`; half the memory to move through transforms."""
+    return np.dtype(np.int16 if len(vocabulary) <= 2**15 else np.int32)
+
+
+def decode_label_map(data: bytes, vocabulary: ClassVocabulary, where: str = "", dtype=np.int32) -> np.ndarray:
+    """Decodes a label map PNG to (H, W) `dtype`: class ids 0..K-1, `IGNORE_INDEX` where there is no label.
 
     A stored value is class id + `vocabulary.label_offset`; `vocabulary.ignore_label` is "no label". With label offset 1
     (IFSeg's TSV files, whose ignore label is 0) a stored 255 that is no class also counts as "no label", as it does there.
@@ -168,8 +184,8 @@ def decode_label_map(data: bytes, vocabulary: ClassVocabulary, where: str = "") 
     Raises:
         CodecError: not a lossless single-channel image, damaged, or a value that is neither a class nor the ignore label.
     """
-    stored = _decode_stored_labels(data, where)
-    table = _label_table(len(vocabulary), vocabulary.label_offset, vocabulary.ignore_label, 8 * stored.dtype.itemsize)
+    stored = decode_stored_labels(data, where)
+    table = _label_table(len(vocabulary), vocabulary.label_offset, vocabulary.ignore_label, 8 * stored.dtype.itemsize, np.dtype(dtype))
     label_map = cv2.LUT(stored, table) if stored.dtype == np.uint8 else table[stored]
     if label_map.size and int(label_map.min()) == _OUT_OF_RANGE:
         raise CodecError(_message(where, _out_of_range_problem(stored, label_map, vocabulary)))
@@ -177,13 +193,13 @@ def decode_label_map(data: bytes, vocabulary: ClassVocabulary, where: str = "") 
 
 
 @functools.lru_cache(maxsize=16)
-def _label_table(num_classes: int, offset: int, ignore_label: int, bits: int) -> np.ndarray:
-    """(2**bits,) int32: class id of each stored value, or `_OUT_OF_RANGE`."""
-    table = np.full(2**bits, _OUT_OF_RANGE, dtype=np.int32)
+def _label_table(num_classes: int, offset: int, ignore_label: int, bits: int, dtype: np.dtype) -> np.ndarray:
+    """(2**bits,) `dtype`: class id of each stored value, or `_OUT_OF_RANGE`."""
+    table = np.full(2**bits, _OUT_OF_RANGE, dtype=dtype)
     if offset == 1 and bits == 8:
         table[255] = IGNORE_INDEX
     last = min(offset + num_classes, len(table))
-    table[offset:last] = np.arange(last - offset, dtype=np.int32)
+    table[offset:last] = np.arange(last - offset, dtype=dtype)
     if 0 <= ignore_label < len(table):
         table[ignore_label] = IGNORE_INDEX
     return table
@@ -202,8 +218,15 @@ def _out_of_range_problem(stored: np.ndarray, label_map: np.ndarray, vocabulary:
     )
 
 
-def _decode_stored_labels(data: bytes, where: str) -> np.ndarray:
-    """(H, W) uint8 or uint16, the values as stored."""
+def decode_stored_labels(data: bytes, where: str = "") -> np.ndarray:
+    """(H, W) uint8 or uint16: the values of a label map as they are stored, before any vocabulary explains them.
+
+    Raises:
+        CodecError: not a lossless single-channel image, or damaged.
+    """
+    values = ordinary_files.decode_index_png(data, MAX_PIXELS)
+    if values is not None:
+        return values
     image = _open(data, where)
     if image.format in ("JPEG", "MPO"):
         raise CodecError(_message(where, "the label map is a JPEG, whose compression changes class ids; store it as PNG"))

@@ -115,30 +115,37 @@ class ParquetShard:
         self._open_file = None
         self._groups = collections.OrderedDict()
 
-    def _column(self, group: int, name: str, row: int) -> pa.Array:
-        """One column of a row group, from the cache or the file."""
+    def _read_group(self, group: int, names: list[str], row: int) -> None:
+        """Puts columns of a row group into the cache."""
         file = self._file()
-        key = (group, name)
-        if key in self._groups:
-            self._groups.move_to_end(key)
-            return self._groups[key]
         try:
-            column = file.read_row_group(group, columns=[name], use_threads=False).column(name)
+            table = file.read_row_group(group, columns=names, use_threads=False)
         except _READ_ERRORS as error:
+            if len(names) > 1:  # one by one, to name the damaged column
+                for name in names:
+                    self._read_group(group, [name], row)
+                return
             problem = f"row group {group} is damaged ({_first_line(error)}); copy or write the file again"
-            raise ShardError.at(self.path, problem, row, name) from error
-        self._groups[key] = column
+            raise ShardError.at(self.path, problem, row, names[0]) from error
+        for name in names:
+            self._groups[group, name] = table.column(name)
         while len(self._groups) > _CACHED_GROUPS * len(self.columns):
             self._groups.popitem(last=False)
-        return column
 
     def read(self, row: int, columns) -> dict:
         """The given columns of row `row`. Raises ShardError for damaged pages and unusable values."""
         group = int(np.searchsorted(self.group_starts, row, side="right")) - 1
         inside = row - int(self.group_starts[group])
+        self._file()  # a forked process starts with an empty cache
+        for name in columns:
+            if (group, name) in self._groups:
+                self._groups.move_to_end((group, name))
+        missing = [name for name in columns if (group, name) not in self._groups]
+        if missing:
+            self._read_group(group, missing, row)
         result = {}
         for name in columns:
-            value = self._column(group, name, row)[inside].as_py()
+            value = self._groups[group, name][inside].as_py()
             if name in FILE_COLUMNS:
                 value = self._file_bytes(value, name, row)
             elif name in LIST_COLUMNS:

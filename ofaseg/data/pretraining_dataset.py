@@ -89,7 +89,7 @@ def clip_box(box, side: int) -> list[float]:
 class PretrainingDataset(SegmentationDataset):
     """Row i of the shards as one sample of a randomly drawn task, a pure function of (seed, epoch, i).
 
-    Bad rows are treated as in every dataset of photos: logged and left out, or raised when `strict`.
+    Bad rows are treated as in every dataset of photos, see `on_bad_sample` there.
 
     Args:
         reader: the shards, with the columns image, captions, boxes.
@@ -101,7 +101,7 @@ class PretrainingDataset(SegmentationDataset):
         caption_ids: also hand out the token ids of one caption per sample, for the alignment losses.
         label_maps: for diagnostics in validation: also hand out label maps (H, W), mirrored with the image.
         training: a batch that lost all its rows takes the next readable one, so that every rank has a step to take.
-        strict: raise at the first bad row.
+        on_bad_sample: "skip" or "raise".
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class PretrainingDataset(SegmentationDataset):
         caption_ids: bool = False,
         label_maps: bool = False,
         training: bool = True,
-        strict: bool = False,
+        on_bad_sample: str = "skip",
     ):
-        super().__init__(reader, vocabulary, transform=None, training=training, seed=seed, strict=strict)
+        super().__init__(reader, vocabulary, transform=None, training=training, seed=seed, on_bad_sample=on_bad_sample)
         self.encode, self.symbols, self.mixture = encode, symbols, mixture
         self.image_side, self.patch_stride, self.caption_ids, self.label_maps = image_side, patch_stride, caption_ids, label_maps
         self.probabilities = mixture.probabilities()

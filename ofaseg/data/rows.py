@@ -63,7 +63,7 @@ def check_columns(columns) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if name in columns)
 
 
-def normalise_row(row: dict, columns, file, number: int) -> dict:
+def normalise_row(row: dict, columns, file, number: Optional[int] = None) -> dict:
     """The row with exactly `columns`, every value of the type in this module's table (so both formats return it equal).
 
     Absent files become None, absent lists []. The sizes of image, label map and segment map are compared.
@@ -89,7 +89,7 @@ def _reason(error: Exception) -> str:
     return f"key {error} is missing" if isinstance(error, KeyError) else str(error)
 
 
-def _check_sizes(row: dict, file, number: int) -> None:
+def _check_sizes(row: dict, file, number: Optional[int]) -> None:
     expected = None
     for name in FILE_COLUMNS:
         if row.get(name) is None:

@@ -1,11 +1,14 @@
 """FairseqDatasets of dense segmentation: rows of shards, decoded, transformed and collated."""
 
 import logging
+import os
+import shlex
 from typing import Callable, Optional
 
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset
+from torch.utils.data import default_collate
 
 from ofaseg.data import codec
 from ofaseg.data.shards import ShardError, ShardReader
@@ -15,6 +18,11 @@ from ofaseg.vocabulary import ClassVocabulary
 logger = logging.getLogger(__name__)
 
 Transform = Callable[[dict, np.random.Generator], dict]
+
+ON_BAD_SAMPLE = ("skip", "raise")
+"""What to do with a row that cannot be turned into a sample: leave it out of its batch, or stop."""
+MAX_BAD_IN_A_ROW = 100
+"""So many bad rows one after the other are no accident: reading stops."""
 
 
 class PlainBatches(FairseqDataset):
@@ -52,6 +60,10 @@ class PlainBatches(FairseqDataset):
         return [indices]
 
 
+class TooManyBadRows(ShardError):
+    """Row after row could not be read: the shards are unusable, or belong to another vocabulary."""
+
+
 class BadRow:
     """A row that could not be turned into a sample, and why."""
 
@@ -63,15 +75,19 @@ class SegmentationDataset(PlainBatches):
     """Photos with label maps.
 
     `dataset[i]` is row i of the reader after decoding and transforming; its random state is a pure function of
-    (seed, epoch, i). A row that cannot be decoded is logged and left out of its batch; the others go on. With
-    `strict` it raises instead.
+    (seed, epoch, i). A row that cannot be decoded is logged and left out of its batch; the others go on.
 
     Args:
         reader: the shards.
         vocabulary: how stored labels map to class ids.
         transform: sample, random generator -> sample.
         training: shuffle rows each epoch; otherwise keep their order and carry labels at native size.
+        on_bad_sample: "skip" leaves bad rows out (`TooManyBadRows` after `MAX_BAD_IN_A_ROW` without a good one between them),
+            "raise" raises at the first.
         batch_size_key: (height, width) of a photo -> its size after the transform; photos of equal key share a batch.
+
+    Raises:
+        ValueError: another `on_bad_sample`.
     """
 
     def __init__(
@@ -81,11 +97,14 @@ class SegmentationDataset(PlainBatches):
         transform: Transform,
         training: bool,
         seed: int = 1,
-        strict: bool = False,
+        on_bad_sample: str = "skip",
         batch_size_key: Optional[Callable[[int, int], tuple[int, int]]] = None,
     ):
+        if on_bad_sample not in ON_BAD_SAMPLE:
+            raise ValueError(f"on_bad_sample is {on_bad_sample!r}; choose from {', '.join(ON_BAD_SAMPLE)}")
         self.reader, self.vocabulary, self.transform = reader, vocabulary, transform
-        self.training, self.seed, self.strict, self.batch_size_key = training, seed, strict, batch_size_key
+        self.training, self.seed, self.on_bad_sample, self.batch_size_key = training, seed, on_bad_sample, batch_size_key
+        self._bad_in_a_row = 0
         self._size_keys: dict[int, tuple[int, int]] = {}  # a split's headers are read once, not at every validation
 
     def __len__(self) -> int:
@@ -114,12 +133,26 @@ class SegmentationDataset(PlainBatches):
 
     def __getitem__(self, index: int):
         try:
-            return self.load(index)
+            sample = self.load(index)
         except (ShardError, codec.CodecError) as error:
-            if self.strict:
+            if self.on_bad_sample == "raise":
                 raise
             logger.warning("row %d is left out: %s", index, error)
+            self._count_bad(error)
             return BadRow(index, error)
+        self._bad_in_a_row = 0
+        return sample
+
+    def _count_bad(self, error: Exception) -> None:
+        """Raises TooManyBadRows when `error` is one of too many without a good row between them."""
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row < MAX_BAD_IN_A_ROW:
+            return
+        folder = os.path.dirname(self.reader.paths[0]) or "."
+        raise TooManyBadRows(
+            f"{MAX_BAD_IN_A_ROW} rows in a row cannot be read, the last: {error}. `ofaseg doctor {shlex.quote(folder)}` lists what is "
+            "wrong with each row"
+        ) from error
 
     def load(self, index: int) -> dict:
         """The sample of row `index`: image (3, H, W) uint8, label_map (H, W) long, native_size, native_label_map.
@@ -141,8 +174,11 @@ class SegmentationDataset(PlainBatches):
     def collater(self, samples: list) -> dict:
         """Batch of `ofaseg.structures`; rows that failed are listed under `bad_rows`.
 
-        A training batch that lost all its rows takes the next readable one, so that every rank has a step to take.
+        A training batch that lost all its rows takes the next readable one, so that every rank has a step to take. One
+        without rows is {}, by which fairseq knows that this rank has run out of batches before the others.
         """
+        if not samples and self.training:
+            return {}
         bad = [sample for sample in samples if isinstance(sample, BadRow)]
         good = [sample for sample in samples if not isinstance(sample, BadRow)]
         if not good and bad and self.training:
@@ -152,10 +188,11 @@ class SegmentationDataset(PlainBatches):
         batch["net_input"] = {}
         if not good:
             return batch
-        batch["net_input"]["image"] = torch.stack([s["image"] for s in good])
+        # stacked right into shared memory in a data worker, so that handing the batch over copies nothing
+        batch["net_input"]["image"] = default_collate([s["image"] for s in good])
         batch["native_sizes"] = [s["native_size"] for s in good]
         if self.training:
-            batch["target"] = torch.stack([s["label_map"] for s in good])
+            batch["target"] = default_collate([s["label_map"] for s in good])
         if all("native_label_map" in s for s in good):
             batch["native_label_maps"] = [s["native_label_map"] for s in good]
         return batch
@@ -170,7 +207,7 @@ class SegmentationDataset(PlainBatches):
 
 
 def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str]) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) uint8 and label map (H, W) int32 of a row; `where(column)` names the place in messages.
+    """Image (H, W, 3) uint8 and label map (H, W) int16, or int32 where ids need it, of a row; `where(column)` names the place in messages.
 
     Raises:
         CodecError: the row has no label map, either cannot be decoded, or their sizes differ.
@@ -179,7 +216,7 @@ def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str
     if not row.get("label_map"):
         problem = "the row has no label map; leave it out of the shards, or segment it with `ofaseg predict`"
         raise codec.CodecError(f"{where('label_map')}: {problem}")
-    label_map = codec.decode_label_map(row["label_map"], vocabulary, where=where("label_map"))
+    label_map = codec.decode_label_map(row["label_map"], vocabulary, where("label_map"), codec.narrow_dtype(vocabulary))
     if label_map.shape != image.shape[:2]:
         raise codec.CodecError(
             f"{where()}: the label map is {label_map.shape[0]}x{label_map.shape[1]} (height x width), the image "

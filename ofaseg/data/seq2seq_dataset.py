@@ -23,7 +23,7 @@ class Seq2SeqSegmentationDataset(SegmentationDataset):
 
     def collater(self, samples: list) -> dict:
         batch = super().collater(samples)
-        if batch["nsentences"]:
+        if batch.get("nsentences"):
             batch["net_input"]["patch_images"] = batch["net_input"].pop("image")
             with_source_text(batch, self.source_tokens)
         return batch
@@ -66,6 +66,9 @@ class ArtificialImageDataset(PlainBatches):
         return sample
 
     def collater(self, samples: list) -> dict:
+        """Batch of artificial images; {} without samples, see `SegmentationDataset.collater`."""
+        if not samples:
+            return {}
         batch = {
             "id": torch.tensor([s["id"] for s in samples], dtype=torch.long),
             "nsentences": len(samples),

@@ -13,6 +13,7 @@ from typing import List, Optional, Union
 
 from ofaseg.data import rows as row_types
 from ofaseg.data.folder import FOLDER_KEYS, check_row_counts, check_written, expand_paths, find_split, list_splits, read_description
+from ofaseg.data.foreign import check_own_kind
 from ofaseg.data.parquet import ParquetShard
 from ofaseg.data.rows import COLUMNS, ShardError
 from ofaseg.data.shard_writer import ShardWriter
@@ -97,6 +98,8 @@ class ShardReader:
         if unknown:
             raise ShardError(f"unknown column {unknown[0]!r}; choose from {', '.join(COLUMNS)}")
         self.paths = expand_paths(paths_or_globs)
+        for path in self.paths:
+            check_own_kind(path)
         self._shards = [
             ParquetShard(path, columns) if path.endswith(".parquet") else _open_tsv(path, selected_cols, columns) for path in self.paths
         ]

@@ -1,11 +1,12 @@
 """Sample dict -> sample dict: resizing, cropping, flipping, colour changes, as the official IFSeg pipeline does them.
 
-A sample holds "image", (H, W, 3) uint8 RGB, and maybe "label_map", (H, W) int32 class ids with `IGNORE_INDEX`; other keys
-pass through. Functions return a new dict and leave the arrays of their input alone. Random ones draw from the generator
+A sample holds "image", (H, W, 3) uint8 RGB, and maybe "label_map", (H, W) int16 or int32 class ids with `IGNORE_INDEX`; other
+keys pass through. Functions return a new dict and leave the arrays of their input alone. Random ones draw from the generator
 they are given, in the order of mmsegmentation's transforms (0.28 and 1.2: same numbers in, same pixels out).
 """
 
-from typing import Union
+import math
+from typing import Callable, Union
 
 import cv2
 import numpy as np
@@ -16,6 +17,8 @@ from ofaseg.vocabulary import IGNORE_INDEX
 PADDING_COLOUR = 128
 """Grey: next to zero after normalisation with mean and standard deviation 0.5."""
 _CROP_ATTEMPTS = 10
+_CLEARANCE = 1e-4
+"""Ten times the rounding error of float32 at 255."""
 
 
 def resize(sample: dict, height: int, width: int) -> dict:
@@ -98,12 +101,25 @@ def _crop_place(sample: dict, rng: np.random.Generator, height: int, width: int)
 
 
 def _is_varied(label_map: np.ndarray, cat_max_ratio: float, count_ignored: bool) -> bool:
-    shifted = (label_map - IGNORE_INDEX).astype(np.uint16)
-    bins = int(shifted.max()) + 1
-    counts = cv2.calcHist([shifted], [0], None, [bins], [0, bins]).ravel()  # half the time of bincount
-    counts = counts if count_ignored else counts[1:]
-    counts = counts[counts > 0]
-    return len(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio
+    if count_ignored:
+        # most crops are decided by the pixels of one frequent label: it covers too much, or leaves too little to any other
+        size, count = label_map.size, np.count_nonzero(label_map == _frequent_label(label_map))
+        if count / size >= cat_max_ratio:
+            return False
+        if (size - count) / size < cat_max_ratio:
+            return True
+    kind, bins = (np.uint8, 256) if label_map.max() < 255 else (np.uint16, 65536)
+    labels = label_map.astype(kind)  # no label becomes the highest value
+    counts = cv2.calcHist([labels], [0], None, [bins], [0, bins]).ravel()
+    counts = counts if count_ignored else counts[:-1]
+    return np.count_nonzero(counts) > 1 and float(counts.max()) / float(counts.sum()) < cat_max_ratio
+
+
+def _frequent_label(label_map: np.ndarray) -> int:
+    """The most frequent label among a few dozen spread pixels."""
+    height, width = label_map.shape
+    labels, counts = np.unique(label_map[:: height // 8 + 1, :: width // 8 + 1], return_counts=True)
+    return int(labels[counts.argmax()])
 
 
 def random_flip(sample: dict, rng: np.random.Generator, probability: float = 0.5) -> dict:
@@ -125,33 +141,54 @@ def photometric_distortion(
 
     A coin decides whether contrast comes before or after saturation and hue.
     """
-    image = np.ascontiguousarray(sample["image"])
+    image = sample["image"]
     if rng.integers(2):
-        image = cv2.LUT(image, _affine_table(1.0, rng.uniform(-brightness, brightness)))
+        image = _brighten(image, rng.uniform(-brightness, brightness))
     contrast_first = rng.integers(2) == 1
     if contrast_first and rng.integers(2):
-        image = cv2.LUT(image, _affine_table(rng.uniform(*contrast), 0.0))
+        image = _multiply(image, rng.uniform(*contrast))
     if rng.integers(2):
-        image = _change_hsv(image, 1, _affine_table(rng.uniform(*saturation), 0.0))
+        factor = rng.uniform(*saturation)
+        image = _change_hsv(image, 1, lambda values: _multiply(values, factor))
     if rng.integers(2):
-        shift = int(rng.integers(-hue, hue))
-        image = _change_hsv(image, 0, ((np.arange(256) + shift) % 180).astype(np.uint8))
+        table = ((np.arange(256) + int(rng.integers(-hue, hue))) % 180).astype(np.uint8)
+        image = _change_hsv(image, 0, lambda values: cv2.LUT(values, table))
     if not contrast_first and rng.integers(2):
-        image = cv2.LUT(image, _affine_table(rng.uniform(*contrast), 0.0))
+        image = _multiply(image, rng.uniform(*contrast))
     return sample | {"image": image}
 
 
+def _brighten(image: np.ndarray, offset: float) -> np.ndarray:
+    """clip(value + offset, 0, 255) of a uint8 array, truncated."""
+    if not _is_clear(np.array([offset])):
+        return cv2.LUT(image, _affine_table(1.0, offset))
+    shift = math.floor(offset)
+    return cv2.add(image, (shift, shift, shift, 0))
+
+
+def _multiply(image: np.ndarray, factor: float) -> np.ndarray:
+    """clip(value * factor, 0, 255) of a uint8 array, truncated; `factor` must not be negative."""
+    if not _is_clear(np.arange(256) * factor):
+        return cv2.LUT(image, _affine_table(factor, 0.0))
+    return cv2.convertScaleAbs(image, alpha=factor, beta=_CLEARANCE - 0.5)  # it rounds; so much less than half truncates
+
+
+def _is_clear(values: np.ndarray) -> bool:
+    """Whether no value lies so little below a whole number that float32 arithmetic could take it for that number."""
+    return bool((values % 1.0).max() < 1.0 - 2 * _CLEARANCE)
+
+
 def _affine_table(factor: float, offset: float) -> np.ndarray:
-    """(256,) uint8: clip(value * factor + offset) of every uint8 value, in float32 and truncated."""
+    """(256,) uint8: clip(value * factor + offset) of every uint8 value, in float32 and truncated; right for any numbers, if slower."""
     values = np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset)
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def _change_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
-    """Replaces the values of one channel (0 hue, 1 saturation) of the image's HSV form by their table entries."""
-    tables = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
-    tables[:, 0, channel] = table
-    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables), cv2.COLOR_HSV2RGB)
+def _change_hsv(image: np.ndarray, channel: int, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Replaces one channel (0 hue, 1 saturation) of the image's HSV form by `change` of it."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    cv2.insertChannel(change(cv2.extractChannel(hsv, channel)), hsv, channel)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 def random_scale_crop_flip(
@@ -166,7 +203,9 @@ def random_scale_crop_flip(
 
 def to_tensors(sample: dict) -> dict:
     """image -> uint8 (3, H, W) RGB, label_map -> long (H, W); contiguous copies."""
-    result = sample | {"image": torch.from_numpy(np.stack(cv2.split(sample["image"])))}
+    planes = np.empty((3, *sample["image"].shape[:2]), np.uint8)
+    cv2.split(sample["image"], list(planes))
+    result = sample | {"image": torch.from_numpy(planes)}
     if "label_map" in sample:
         result["label_map"] = torch.from_numpy(np.ascontiguousarray(sample["label_map"])).long()
     return result

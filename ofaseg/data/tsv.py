@@ -5,6 +5,7 @@ names the size, modification time and sampled content hash of the TSV it belongs
 again; where it cannot be stored (read-only folder) it stays in memory. Every line read is checked against its offsets.
 """
 
+import array
 import hashlib
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Optional
 
 import numpy as np
+from tqdm import tqdm
 
 from ofaseg.atomic import atomic_write
 from ofaseg.data import codec
@@ -26,6 +28,7 @@ _HEADER = struct.Struct("<8sIIQq32s32sQ")  # magic, version, reserved, size, mti
 _BLOCK = 4096
 _BLOCKS = 64
 _SWEEP_BYTES = 1 << 24
+_QUIET_SECONDS = 1.0
 _HEADER_CHARACTERS = 1 << 15
 
 
@@ -55,15 +58,18 @@ def _fingerprint(file, size: int) -> bytes:
 
 
 def build_offsets(path) -> np.ndarray:
-    """(N + 1,) uint64: where each line starts, then the file size. One sweep over the file."""
-    offsets, base = [0], 0
-    with open(path, "rb") as file:
-        while chunk := file.read(_SWEEP_BYTES):
-            position = chunk.find(b"\n")
+    """(N + 1,) uint64: where each line starts, then the file size. One sweep over the file, with a progress bar when it takes long."""
+    offsets, base = array.array("Q", [0]), 0
+    buffer = bytearray(_SWEEP_BYTES)
+    progress = {"desc": f"indexing {Path(path).name}", "unit": "B", "unit_scale": True, "delay": _QUIET_SECONDS, "leave": False}
+    with open(path, "rb", buffering=0) as file, tqdm(total=os.path.getsize(path), **progress) as bar:
+        while count := file.readinto(buffer):
+            position = buffer.find(b"\n", 0, count)
             while position >= 0:
                 offsets.append(base + position + 1)
-                position = chunk.find(b"\n", position + 1)
-            base += len(chunk)
+                position = buffer.find(b"\n", position + 1, count)
+            base += count
+            bar.update(count)
     if offsets[-1] != base:  # the last line has no line break
         offsets.append(base)
     return np.asarray(offsets, dtype="<u8")
@@ -97,6 +103,17 @@ def _read_index(path) -> np.ndarray:
         if (status.st_size, status.st_mtime_ns) != (size, mtime) or _fingerprint(file, size) != fingerprint:
             raise _BadIndex("the TSV has changed since")
     return np.frombuffer(payload, dtype="<u8")
+
+
+def index_problem(path) -> str:
+    """Why the stored index of a TSV is not used; "" when it fits, or when there is none."""
+    try:
+        _read_index(path)
+    except FileNotFoundError:
+        return ""
+    except (_BadIndex, OSError) as error:
+        return str(error)
+    return ""
 
 
 def load_offsets(path) -> np.ndarray:
@@ -170,8 +187,8 @@ class TsvShard:
             self._file.close()
         self._file = None
 
-    def _line(self, row: int) -> bytes:
-        """The bytes of line `row` without its line break, checked to be one whole line."""
+    def _line(self, row: int) -> tuple[bytes, int, int]:
+        """(data, start, stop): line `row`, checked to be one whole line, is data[start:stop] without its line break."""
         try:
             return self._line_at(row)
         except _StaleOffsets:
@@ -185,7 +202,7 @@ class TsvShard:
             pass
         raise ShardError.at(self.path, "the file changes while it is being read; wait until it is complete", row)
 
-    def _line_at(self, row: int) -> bytes:
+    def _line_at(self, row: int) -> tuple[bytes, int, int]:
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
         before = 1 if start else 0
         data = os.pread(self._fileno(), end - start + before, start - before)
@@ -193,23 +210,31 @@ class TsvShard:
         complete = len(data) == end - start + before and (data.endswith(b"\n") or at_end)
         if not complete or (before and data[:1] != b"\n") or data.find(b"\n", before, -1) >= 0:
             raise _StaleOffsets
-        return data[before:].rstrip(b"\r\n") if data.endswith((b"\n", b"\r")) else data[before:]
+        stop = len(data)
+        while stop > before and data[stop - 1] in b"\r\n":
+            stop -= 1
+        return data, before, stop
 
-    def _fields(self, row: int) -> list[bytes]:
-        line = self._line(row)
-        fields = line.split(b"\t")
-        needed = self.num_fields or max(self.positions.values()) + 1
-        if len(fields) == needed or (self.num_fields is None and len(fields) > needed):
-            return fields
-        if not line:
+    def _fields(self, row: int) -> tuple[bytes, list[int]]:
+        """(data, ends): field k of line `row` is data[ends[k] + 1 : ends[k + 1]]. Long lines are not copied for it."""
+        data, start, stop = self._line(row)
+        ends = [start - 1]
+        while (tab := data.find(b"\t", ends[-1] + 1, stop)) >= 0:
+            ends.append(tab)
+        ends.append(stop)
+        found, needed = len(ends) - 1, self.num_fields or max(self.positions.values()) + 1
+        if found == needed or (self.num_fields is None and found > needed):
+            return data, ends
+        if start == stop:
             raise ShardError.at(self.path, f"line {row + 1} is empty; remove it", row)
         expected = f"{needed} ({', '.join(self.columns)})" if self.num_fields else f"at least {needed}"
-        raise ShardError.at(self.path, f"line {row + 1} has {len(fields)} columns, expected {expected}; write the file again", row)
+        raise ShardError.at(self.path, f"line {row + 1} has {found} columns, expected {expected}; write the file again", row)
 
     def read(self, row: int, columns) -> dict:
         """The given columns of row `row`. Raises ShardError for a bad line or field."""
-        fields = self._fields(row)
-        return {name: self._parse(name, fields[self.positions[name]], row) for name in columns}
+        data, ends = self._fields(row)
+        places = {name: self.positions[name] for name in columns}
+        return {name: self._parse(name, data[ends[k] + 1 : ends[k + 1]], row) for name, k in places.items()}
 
     def _parse(self, name: str, field: bytes, row: int):
         try:

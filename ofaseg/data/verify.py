@@ -6,9 +6,9 @@
 import os
 from typing import NamedTuple, Optional, Sequence
 
+from ofaseg.data.exchange import content_hash
 from ofaseg.data.folder import check_written, described_split, find_split, read_description, row_count_problem, splits_being_written
 from ofaseg.data.rows import ShardError, row_digest
-from ofaseg.data.shard_writer import content_hash
 from ofaseg.data.shards import ShardReader
 
 

@@ -56,7 +56,7 @@ def bar_chart(
             colour = SERIES_COLOURS[s % len(SERIES_COLOURS)]
             parts.append(_bar(name, series_name, values[k], (x + label_width, y + offset), (bar_width, bar), colour, len(series) == 1))
     height = top + row * per_column + 6
-    return _svg(column_width * columns, height, parts, f"{title}. " + _spoken_bars(names, series))
+    return svg_element(column_width * columns, height, parts, f"{title}. " + _spoken_bars(names, series))
 
 
 def _bar_label(name: str, swatch, x: float, middle: float, width: float) -> str:
@@ -109,7 +109,8 @@ def line_chart(
     """
     series = [(name, [(x, 100 * y if percent else y) for x, y in points]) for name, points in series if points]
     if not series:
-        return _svg(width, 60, [f'<text class="muted" x="8" y="34">{escape(title)}: no values in the log</text>'], f"{title}: no values")
+        text = f'<text class="muted" x="8" y="34">{escape(title)}: no values in the log</text>'
+        return svg_element(width, 60, [text], f"{title}: no values")
     height, left, right, top, bottom = 270, 46, 14, 58, 40
     xs, ys = [x for _, p in series for x, _ in p], [y for _, p in series for _, y in p]
     x_ticks, y_ticks = _ticks(0, max(xs), 5), _ticks(0 if percent or min(ys) < 0.5 * max(ys) else min(ys), max(ys), 4)
@@ -145,7 +146,7 @@ def line_chart(
         _curve(name, [at(x, y) for x, y in thin(points)], SERIES_COLOURS[i % 6], points[-1]) for i, (name, points) in enumerate(series)
     ]
     spoken = "; ".join(f"{name} from {_short(points[0][1])} to {_short(points[-1][1])}" for name, points in series)
-    return _svg(width, height, parts, f"{title} over {x_label}: {spoken}")
+    return svg_element(width, height, parts, f"{title} over {x_label}: {spoken}")
 
 
 def _curve(name: str, points: list[tuple[float, float]], colour: str, last: tuple[float, float]) -> str:
@@ -190,7 +191,8 @@ def _legend(names: Sequence[str], x: float) -> str:
     return "".join(parts)
 
 
-def _svg(width: float, height: float, parts: Sequence[str], description: str) -> str:
+def svg_element(width: float, height: float, parts: Sequence[str], description: str) -> str:
+    """A drawing as wide as the page allows, with its spoken description."""
     body = f"<desc>{escape(description)}</desc>" + "".join(parts)
     return (
         f'<svg class="chart" role="img" aria-label="{escape(description, quote=True)}" viewBox="0 0 {width:.0f} {height:.0f}">{body}</svg>'

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ofaseg.evaluation.semantic import best_constant_prediction, bin_counts, matrix_from_bins, semantic_scores
+from ofaseg.evaluation.semantic import best_constant_prediction, bin_counts, image_miou, matrix_from_bins, semantic_scores
 from ofaseg.structures import SegmentationOutput
 from ofaseg.vocabulary import ClassVocabulary
 
@@ -47,7 +47,7 @@ class SemanticEvaluator(Evaluator):
 
     def reset(self) -> None:
         self._counts: Optional[Tensor] = None
-        self.images = 0
+        self._image_scores: list[Tensor] = []
 
     def update(self, outputs: list[SegmentationOutput], batch: dict) -> None:
         label_maps = batch.get("native_label_maps")
@@ -57,7 +57,11 @@ class SemanticEvaluator(Evaluator):
             prediction = output.label_map
             counts = bin_counts(prediction, label_map.to(prediction.device, non_blocking=True), len(self.vocabulary))
             self._counts = counts if self._counts is None else self._counts + counts
-            self.images += 1
+            self._image_scores.append(image_miou(counts, len(self.vocabulary)))
+
+    def image_scores(self) -> list[float]:
+        """mIoU 0..1 of each photo that this rank added, in that order; nan for a photo without labels (see `image_miou`)."""
+        return torch.stack(self._image_scores).tolist() if self._image_scores else []
 
     def matrix(self) -> Tensor:
         """(K, K) confusion matrix [label, prediction] summed over ranks, on the CPU. All ranks must call it together."""
@@ -73,7 +77,7 @@ class SemanticEvaluator(Evaluator):
         constant = best_constant_prediction(matrix, self.vocabulary)
         keys = ("mIoU", "mAcc", "aAcc", "fwIoU", "constant_class", "constant_name", "thing_mIoU", "stuff_mIoU", "IoU_per_class")
         scores["constant"] = {key: constant[key] for key in keys if key in constant}
-        scores["images"] = int(sum_over_ranks(torch.tensor([self.images])))
+        scores["images"] = int(sum_over_ranks(torch.tensor([len(self._image_scores)])))
         return scores
 
 

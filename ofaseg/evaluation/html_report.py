@@ -1,52 +1,21 @@
-"""One self-contained HTML page about one or more evaluations: no script, no font and no picture from elsewhere."""
+"""One self-contained HTML page about one or more evaluations; see `html_page` for its frame."""
 
-import base64
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Optional, Sequence
 
 import numpy as np
 
-from ofaseg.evaluation.charts import CHART_CSS, DARK, LIGHT, bar_chart, line_chart
-from ofaseg.evaluation.pictures import class_areas, encode, enlarge, overlay, shrink
+from ofaseg.evaluation.charts import bar_chart, line_chart
+from ofaseg.evaluation.configuration import configuration_section
+from ofaseg.evaluation.data_summary import DataSummary, data_section
+from ofaseg.evaluation.html_confusion import CONFUSION_CSS, confusion_section
+from ofaseg.evaluation.html_examples import EXAMPLES_CSS, EXAMPLES_SCRIPT, Example, examples_section
+from ofaseg.evaluation.html_page import html_page
 from ofaseg.evaluation.report import columns_with_values, percent, row_title, score_cell, with_constant
 from ofaseg.evaluation.training_log import TrainingLog
 from ofaseg.vocabulary import ClassVocabulary
-
-PAGE_CSS = """
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:36px 24px 64px}
-h1{font-size:27px;line-height:1.25;margin:0 0 4px;letter-spacing:-.01em}
-h2{font-size:18px;margin:44px 0 12px}
-p{max-width:70ch;margin:6px 0}
-.muted{color:var(--muted)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:24px 0 0}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:14px 16px}
-.tile b{display:block;font-size:28px;line-height:1.2;font-variant-numeric:tabular-nums}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:8px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th{color:var(--muted);font-weight:500}
-th:first-child,td:first-child{text-align:left;white-space:normal;min-width:190px}
-tr.first td{font-weight:600}
-.card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:16px}
-svg.chart{width:100%;height:auto;display:block}
-.chips{display:flex;flex-wrap:wrap;gap:6px 14px;margin:0 0 16px;padding:0;list-style:none}
-.chips li{display:flex;align-items:center;gap:6px;font-size:13px}
-.chips i{width:13px;height:13px;border-radius:3px;border:1px solid rgba(128,128,128,.5);flex:none}
-.example{margin:0 0 18px}
-.panels{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,1fr);gap:8px}
-.panels figure{margin:0}
-.panels img{width:100%;height:auto;display:block;border-radius:8px}
-figcaption{font-size:12.5px;color:var(--muted);padding:3px 2px 0;overflow-wrap:anywhere}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--track);border-radius:8px;padding:12px;font-size:12.5px}
-summary{cursor:pointer;color:var(--muted)}
-@media(max-width:640px){main{padding:22px 12px 40px}.panels{grid-auto-flow:row}}
-@media print{.card,.tile,.example{break-inside:avoid}}
-"""
 
 SUBSETS = {"train": "training", "valid": "validation"}
 """Subset in a log -> what the legend says."""
@@ -54,27 +23,17 @@ SUBSETS = {"train": "training", "valid": "validation"}
 
 @dataclass
 class Result:
-    """One evaluation: its name in tables, and what `Evaluator.compute` returned."""
-
-    name: str
-    scores: dict
-
-
-@dataclass
-class Example:
-    """One photo with its label map and the label maps predicted for it.
+    """One evaluation.
 
     Attributes:
-        name: id of the photo.
-        image: (H, W, 3) uint8.
-        truth: (H, W) class ids or IGNORE_INDEX, or None.
-        predictions: result name -> (H, W) class ids.
+        name: what tables call it.
+        scores: what `Evaluator.compute` returned.
+        confusion: (K, K) pixels, rows are labels, columns predictions; None when it was not kept.
     """
 
     name: str
-    image: np.ndarray
-    truth: Optional[np.ndarray] = None
-    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    scores: dict
+    confusion: Optional[np.ndarray] = None
 
 
 def html_report(
@@ -85,6 +44,8 @@ def html_report(
     logs: Sequence[TrainingLog] = (),
     notes: str = "",
     details: str = "",
+    configurations: Sequence[tuple[str, dict[str, dict]]] = (),
+    data: Sequence[DataSummary] = (),
 ) -> str:
     """The page as text.
 
@@ -96,20 +57,17 @@ def html_report(
         logs: training runs to draw.
         notes: a few plain sentences under the heading; blank lines part paragraphs.
         details: plain text (commands, machine) folded away at the end.
+        configurations: (name of the run, option groups), see `configuration_section`.
+        data: folders of shards the run was trained or scored on.
     """
     sections = [_heading(title, notes), _tiles(results[0]) if results else "", _result_table(results)]
-    sections += [_examples(examples, vocabulary), _class_bars(results, vocabulary), _curves(logs)]
+    sections += [examples_section(examples, vocabulary), _class_bars(results, vocabulary)]
+    if results and results[0].confusion is not None:
+        sections.append(confusion_section(results[0].confusion, results[0].scores["class_names"], results[0].name))
+    sections += [_curves(logs), configuration_section(configurations), data_section(data, vocabulary)]
     if details:
         sections.append(f"<h2>Details</h2><details><summary>Commands and settings</summary><pre>{escape(details)}</pre></details>")
-    colours = f":root{{color-scheme:light dark;--bg:#f7f8fa;--card:#fff;{LIGHT}}}"
-    colours += f"@media(prefers-color-scheme:dark){{:root{{--bg:#12151b;--card:#1a1e26;{DARK}}}}}"
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-    head += f"<title>{escape(title)}</title><style>{colours}{PAGE_CSS}{CHART_CSS}</style>"
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n'
-        + "\n".join(s for s in sections if s)
-        + "\n</main></body></html>\n"
-    )
+    return html_page(title, sections, EXAMPLES_CSS + CONFUSION_CSS, [EXAMPLES_SCRIPT] if examples else [])
 
 
 def _heading(title: str, notes: str) -> str:
@@ -144,36 +102,6 @@ def _result_table(results: Sequence[Result]) -> str:
         cells = "".join(f"<td>{score_cell(scores, key)}</td>" for key, _ in columns) + f"<td>{escape(str(scores.get('images', '–')))}</td>"
         body += f"<tr{' class=first' if i == 0 else ''}><td>{escape(row_title(name, scores))}</td>{cells}</tr>"
     return f'<h2>Results</h2><div class="card scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _examples(examples: Sequence[Example], vocabulary: ClassVocabulary) -> str:
-    if not examples:
-        return ""
-    maps = [m for e in examples for m in (e.truth, *e.predictions.values()) if m is not None]
-    present = sorted({area["class_id"] for m in maps for area in class_areas(m, vocabulary)})
-    chips = "".join(f'<li><i style="background:rgb{tuple(vocabulary.palette[k])}"></i>{escape(vocabulary.names[k])}</li>' for k in present)
-    body = "".join(_example(example, vocabulary) for example in examples)
-    return f'<h2>Examples</h2><ul class="chips" aria-label="Colours of the classes">{chips}</ul>{body}'
-
-
-def _example(example: Example, vocabulary: ClassVocabulary) -> str:
-    label_maps = [example.truth, *example.predictions.values()]
-    image, label_maps = shrink(example.image, label_maps, 640)
-    image, label_maps = enlarge(image, label_maps, 240)
-    names = ["labels", *(name or "prediction" for name in example.predictions)]
-    panels = [_panel(image, example.name, f"Photo {example.name}")]
-    for name, label_map in zip(names, label_maps):
-        if label_map is not None:
-            areas = ", ".join(f"{area['name']} {area['percent']:.0f} %" for area in class_areas(label_map, vocabulary)[:6])
-            panels.append(_panel(overlay(image, label_map, vocabulary.palette), name, f"{name} of {example.name}: {areas or 'no class'}"))
-    return f'<div class="example card"><div class="panels">{"".join(panels)}</div></div>'
-
-
-def _panel(picture: np.ndarray, caption: str, alt: str) -> str:
-    data = base64.b64encode(encode(picture, "JPEG", quality=85)).decode()
-    height, width = picture.shape[:2]
-    source = f'src="data:image/jpeg;base64,{data}" width="{width}" height="{height}"'
-    return f'<figure><img {source} alt="{escape(alt, quote=True)}" loading="lazy"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _class_bars(results: Sequence[Result], vocabulary: ClassVocabulary) -> str:

@@ -55,6 +55,17 @@ def matrix_from_bins(counts: Tensor, num_classes: int) -> Tensor:
     return counts[:-2].reshape(num_classes, num_classes)
 
 
+def image_miou(counts: Tensor, num_classes: int) -> Tensor:
+    """mIoU 0..1 of one photo from its `bin_counts`, as a scalar on their device; nan when no pixel is labelled.
+
+    The mean is over the classes that the photo's labels or its predictions on labelled pixels hold. It ranks photos; the
+    mIoU of a set is not the mean of these.
+    """
+    matrix = counts[: num_classes * num_classes].reshape(num_classes, num_classes).to(torch.float32)
+    intersect = matrix.diagonal()
+    return (intersect / (matrix.sum(0) + matrix.sum(1) - intersect)).nanmean()
+
+
 def confusion_matrix(prediction: Tensor, label_map: Tensor, num_classes: int) -> Tensor:
     """Pixels per (label, prediction); unlabelled pixels (IGNORE_INDEX) are left out.
 

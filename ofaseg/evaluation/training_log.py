@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ofaseg.evaluation.configuration import read_logged_configuration
+
 NO_CURVES = {"epoch", "update", "num_updates", "wall", "train_wall", "wps", "ups", "wpb", "bsz", "clip", "gb_free", "cuda_gb_allocated"}
 """Counters and clocks among fairseq's numbers."""
 
@@ -17,10 +19,12 @@ class TrainingLog:
         name: what to call the run.
         curves: series name (``train_loss``, ``valid_mIoU``, ``test_mIoU`` ...) -> list of (update, value), ascending and finite;
             a validation subset called ``val`` is ``valid`` here.
+        configuration: option group -> option -> value, as fairseq logs them first; empty when the log has none.
     """
 
     name: str
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    configuration: dict[str, dict] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return any(self.curves.values())
@@ -33,10 +37,12 @@ def read_training_log(path, name: str = "") -> TrainingLog:
     """
     path = Path(path)
     values: dict[str, dict[float, float]] = {}
+    configuration: dict[str, dict] = {}
     update = 0.0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         record = _json_object(line)
         if record is None:
+            configuration = read_logged_configuration(line) or configuration
             continue
         subset = _subset(record)
         update = _number(record.get(f"{subset}_num_updates", record.get("num_updates")), update)
@@ -45,7 +51,7 @@ def read_training_log(path, name: str = "") -> TrainingLog:
             series = _series_name(key, subset)
             if series and math.isfinite(number):
                 values.setdefault(series, {})[update] = number
-    return TrainingLog(name or path.stem, {series: sorted(points.items()) for series, points in values.items()})
+    return TrainingLog(name or path.stem, {series: sorted(points.items()) for series, points in values.items()}, configuration)
 
 
 def _subset(record: dict) -> str:

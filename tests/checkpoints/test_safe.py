@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ofaseg.checkpoints import CheckpointError, load_state
+from ofaseg.checkpoints.safe import load_configuration
 
 WEIGHTS = {"layer.weight": torch.arange(3.0)}
 
@@ -26,6 +27,22 @@ def test_plain_checkpoint(tmp_path):
     state = load_state(tmp_path / "a.pt")
     assert torch.equal(state["model"]["layer.weight"], WEIGHTS["layer.weight"])
     assert state["cfg"] == {"model": {"_name": "x"}} and state["task_state"] == {"a": 1}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_configuration_alone(tmp_path, legacy):
+    cfg = OmegaConf.create({"task": {"_name": "x", "nested": {"a": [1, None]}}})
+    torch.save({"model": WEIGHTS, "cfg": cfg}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    assert load_configuration(tmp_path / "a.pt") == {"task": {"_name": "x", "nested": {"a": [1, None]}}}
+    torch.save(WEIGHTS, tmp_path / "bare.pt")
+    assert load_configuration(tmp_path / "bare.pt") == {}
+    (tmp_path / "m.json").write_text('{"model": {"_name": "y"}}')
+    (tmp_path / "m.safetensors").write_bytes(b"weights are not read")
+    assert load_configuration(tmp_path / "m.safetensors")["model"] == {"_name": "y"}
+    (tmp_path / "m.json").write_text("[]")
+    for name in ("m.safetensors", "absent.pt"):
+        with pytest.raises(CheckpointError, match=name.removesuffix(".safetensors")):
+            load_configuration(tmp_path / name)
 
 
 def test_bare_state_dict(tmp_path):

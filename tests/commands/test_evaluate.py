@@ -9,7 +9,11 @@ import torch
 import torch.multiprocessing as mp
 
 from ofaseg.cli import main
-from ofaseg.commands.evaluate import default_name, safe_name, spread
+from ofaseg.commands.evaluate import default_name, example_name, safe_name, spread
+from ofaseg.evaluation.confusion import read_matrix
+from ofaseg.evaluation.examples import read_index
+from ofaseg.evaluation.pictures import read_index_png
+from ofaseg.evaluation.semantic import confusion_matrix, semantic_scores
 
 
 def evaluate(shards, out, *more):
@@ -18,14 +22,34 @@ def evaluate(shards, out, *more):
 
 
 def test_scores_table_and_examples(toy, tmp_path, capsys):
-    status, scores = evaluate(toy, tmp_path / "out", "--examples", "3", "--name", "mine")
+    status, scores = evaluate(toy, tmp_path / "out", "--name", "mine")
     assert status == 0 and scores["images"] == 7 and scores["mIoU"] > 0.7 and scores["bad_rows"] == []
     assert scores["class_names"] == ["red", "green", "blue"] and scores["post_process"]["resnet_iters"] == 0
     printed = capsys.readouterr().out
     assert "| mine |" in printed and "best constant prediction" in printed
     assert "| mine |" in (tmp_path / "out" / "scores.md").read_text()
-    assert sorted(p.name for p in (tmp_path / "out" / "examples").iterdir()) == ["val0", "val3", "val6"]
-    assert (tmp_path / "out" / "overlays" / "val3.png").is_file()
+    matrix = read_matrix(tmp_path / "out" / "confusion.npy", 3)
+    iou = matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+    assert iou.tolist() == pytest.approx(scores["IoU_per_class"]) and matrix.sum() == scores["pixels"]
+
+
+def test_examples_are_the_best_the_worst_and_random_ones(toy, tmp_path):
+    out = tmp_path / "out"
+    evaluate(toy, out, "--examples", "1", "--examples-seed", "5", "--batch-size", "4")
+    photos = read_index(out / "examples")
+    of = {group: next(photo for photo in photos if group in photo.groups) for group in ("best", "worst", "random")}
+    assert of["best"].name == f"val{of['best'].row}" and (out / "overlays" / f"{of['worst'].name}.png").is_file()
+    every = tmp_path / "every"
+    evaluate(toy, every, "--examples", "7")
+    alone = {photo.row: photo.miou for photo in read_index(every / "examples")}
+    assert len(alone) == 7 and of["best"].miou == max(alone.values()) and of["worst"].miou == min(alone.values())
+    for photo in photos:  # the pictures kept are of that photo: its mIoU follows from them
+        labels, prediction = (read_index_png(out / "examples" / photo.name / f"{name}.png") for name in ("labels", "prediction"))
+        matrix = confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(labels), 3)
+        assert semantic_scores(matrix)["mIoU"] == pytest.approx(photo.miou)
+    evaluate(toy, tmp_path / "again", "--examples", "1", "--examples-seed", "5", "--resnet-iters", "9")
+    again = read_index(tmp_path / "again" / "examples")
+    assert next(photo.row for photo in again if "random" in photo.groups) == of["random"].row
 
 
 def test_any_batch_size_and_workers_give_the_same_scores(toy, tmp_path):
@@ -95,9 +119,23 @@ def test_two_processes_equal_one(toy, tmp_path):
     for key in ("IoU_per_class", "images", "pixels", "constant"):
         assert scores[key] == expected[key]
     assert scores["images"] == alone["images"] - 1 and len(scores["bad_rows"]) == 1
-    assert len(list((tmp_path / "two" / "examples").iterdir())) == 6
+    alone, two = (read_index(tmp_path / name / "examples") for name in ("bad", "two"))
+    assert alone == two and len(two) == 6
+    folders = {path.name for path in (tmp_path / "two" / "examples").iterdir() if path.is_dir()}
+    assert folders == {photo.name for photo in two}
 
 
 def test_names():
     assert default_name("runs/a/checkpoint_best.pt") == "a/checkpoint_best" and default_name("x.pt") == "x"
     assert safe_name("a/b c.jpg") == "a_b_c.jpg" and safe_name("../..") == "image"
+
+
+class Rows:
+    columns = ("id", "image")
+
+    def read(self, index, columns):
+        return {"id": ["plain-1.jpg", "a/b", "a_b", ".."][index]}
+
+
+def test_examples_of_different_ids_have_different_folders():
+    assert [example_name(Rows(), k) for k in range(4)] == ["plain-1.jpg", "a_b-1", "a_b", "image-3"]

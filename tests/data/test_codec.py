@@ -166,6 +166,19 @@ class TestLabelMap:
         assert np.asarray(Image.open(io.BytesIO(data))).dtype == dtype
         np.testing.assert_array_equal(codec.decode_label_map(data, vocabulary), labels)
 
+    @pytest.mark.parametrize("count, dtype", [(3, np.int16), (2**15, np.int16), (2**15 + 1, np.int32)])
+    def test_narrow_types_hold_every_class(self, count, dtype):
+        vocabulary = ClassVocabulary(names=tuple(f"c{k}" for k in range(count)))
+        labels = np.array([[0, count - 1, -1]])
+        out = codec.decode_label_map(codec.encode_label_map(labels, vocabulary), vocabulary, dtype=codec.narrow_dtype(vocabulary))
+        assert out.dtype == dtype
+        np.testing.assert_array_equal(out, labels)
+
+    @pytest.mark.parametrize("dtype", [np.int16, np.int32])
+    def test_value_outside_is_found_in_every_type(self, dtype):
+        with pytest.raises(CodecError, match="label value 77"):
+            codec.decode_label_map(encoded(Image.fromarray(np.array([[0, 77]], np.uint8))), THREE, dtype=dtype)
+
     def test_official_values(self):
         stored = encoded(Image.fromarray(np.array([[0, 1, 2, 3, 255]], np.uint8)))
         np.testing.assert_array_equal(codec.decode_label_map(stored, OFFICIAL), [[-1, 0, 1, 2, -1]])

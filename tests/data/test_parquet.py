@@ -106,6 +106,19 @@ class TestFaults:
             ShardReader(path)[2]
         assert caught.value.row == 2
 
+    def test_damage_beside_good_columns_is_named(self, folder, tmp_path):
+        """Columns are read together; the error still names the bad one, and the others stay readable."""
+        label_map = make_row(2)["label_map"]
+
+        def flip(data):
+            data[data.index(label_map) + len(label_map) // 2] ^= 255
+            return data
+
+        reader = ShardReader(self.path(folder, tmp_path, flip))
+        with pytest.raises(ShardError, match="row 2, column label_map: row group 0 is damaged"):
+            reader.read(2, ("image", "label_map", "id"))
+        assert reader.read(2, ("image", "id")) == {name: make_row(2)[name] for name in ("image", "id")}
+
     def table(self, tmp_path, **columns):
         pq.write_table(pa.table(columns), tmp_path / "other.parquet")
         return str(tmp_path / "other.parquet")

@@ -168,7 +168,7 @@ def test_batches_keep_every_row():
 
 
 def strict(**options):
-    return dataset(**options, options={"strict": True})
+    return dataset(**options, options={"on_bad_sample": "raise"})
 
 
 def test_settings_out_of_range_say_what_to_do():
@@ -264,6 +264,6 @@ def test_label_maps_are_mirrored_with_their_images():
     data = dataset(caption=1, rows=rows, options={"label_maps": True, "training": False})
     batch = data.collater([data[k] for k in range(16)])
     assert torch.equal(batch["label_maps"], (batch["net_input"]["patch_images"][:, 0] > 100).long())
-    missing = dataset(caption=1, rows=[ROW | {"label_map": None}], options={"label_maps": True, "strict": True})
+    missing = dataset(caption=1, rows=[ROW | {"label_map": None}], options={"label_maps": True, "on_bad_sample": "raise"})
     with pytest.raises(codec.CodecError, match="rows.tsv, row 0, column label_map: the row has no label map"):
         missing[0]

@@ -1,11 +1,12 @@
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from ofaseg.data import codec, transforms
-from ofaseg.data.segmentation_dataset import PlainBatches, SegmentationDataset
+from ofaseg.data import codec, segmentation_dataset, transforms
+from ofaseg.data.segmentation_dataset import BadRow, PlainBatches, SegmentationDataset, TooManyBadRows
 from ofaseg.data.seq2seq_dataset import ArtificialImageDataset, Seq2SeqSegmentationDataset
 from ofaseg.data.shards import ShardError, ShardReader
 from ofaseg.data.synthetic import ArtificialImageSampler
@@ -88,6 +89,26 @@ def break_row(root, split, index):
     path.write_text("".join(lines))
 
 
+@pytest.mark.parametrize("format", ["tsv", "parquet"])
+def test_two_workers_give_the_same_batches_as_none(tmp_path, format):
+    """The state of a row depends on (seed, epoch, row) alone; workers decode with one thread and stack into shared memory."""
+    vocabulary = write_toy_shards(tmp_path, "train", 12, file_format=format)
+
+    def batches(workers):
+        transform = partial(transforms.random_scale_crop_flip, size=24)
+        data = dataset(tmp_path, "train", training=True, vocabulary=vocabulary, transform=transform)
+        order = data.batch_by_size(data.ordered_indices(), max_sentences=5)
+        return list(torch.utils.data.DataLoader(data, batch_sampler=order, num_workers=workers, collate_fn=data.collater))
+
+    alone, shared = batches(0), batches(2)
+    assert [batch["id"].tolist() for batch in alone] == [batch["id"].tolist() for batch in shared] and len(alone) == 3
+    for first, second in zip(alone, shared):
+        image, target = first["net_input"]["image"], first["target"]
+        assert image.dtype == torch.uint8 and image.shape[1:] == (3, 24, 24) and target.dtype == torch.long
+        assert torch.equal(image, second["net_input"]["image"]) and torch.equal(target, second["target"])
+        assert image.is_contiguous() and second["net_input"]["image"].is_shared() and second["target"].is_shared()
+
+
 def test_one_bad_row_never_costs_the_others(tmp_path, caplog):
     vocabulary = write_toy_shards(tmp_path, "train", 4)
     break_row(tmp_path, "train", 1)
@@ -101,7 +122,25 @@ def test_one_bad_row_never_costs_the_others(tmp_path, caplog):
     empty = evaluation.collater([evaluation[1]])
     assert empty["nsentences"] == 0 and len(empty["bad_rows"]) == 1
     with pytest.raises((ShardError, codec.CodecError), match="row 1"):
-        dataset(tmp_path, "train", vocabulary=vocabulary, strict=True)[1]
+        dataset(tmp_path, "train", vocabulary=vocabulary, on_bad_sample="raise")[1]
+
+
+def test_bad_rows_without_end_stop_the_reading(tmp_path, monkeypatch):
+    """Good rows in between start the count again; the message says what to run."""
+    monkeypatch.setattr(segmentation_dataset, "MAX_BAD_IN_A_ROW", 3)
+    vocabulary = write_toy_shards(tmp_path, "train", 8)
+    for index in (1, 2, 4, 5, 6):
+        break_row(tmp_path, "train", index)
+    data = dataset(tmp_path, "train", training=True, vocabulary=vocabulary)
+    assert [isinstance(data[i], BadRow) for i in range(6)] == [False, True, True, False, True, True]
+    with pytest.raises(TooManyBadRows, match=f"3 rows in a row cannot be read, the last: .*row 6, column image.*ofaseg doctor {tmp_path}"):
+        data[6]
+
+
+def test_an_unknown_way_with_bad_rows_is_refused(tmp_path):
+    vocabulary = write_toy_shards(tmp_path, "train", 1)
+    with pytest.raises(ValueError, match="on_bad_sample is 'ignore'; choose from skip, raise"):
+        dataset(tmp_path, "train", vocabulary=vocabulary, on_bad_sample="ignore")
 
 
 def test_a_label_map_of_another_size_is_named(tmp_path):
@@ -111,7 +150,7 @@ def test_a_label_map_of_another_size_is_named(tmp_path):
     fields = path.read_text().rstrip("\n").split("\t")
     path.write_text("\t".join([fields[0], codec.b64encode(other).decode(), *fields[2:]]) + "\n")
     with pytest.raises(codec.CodecError, match="the label map is 48x32 .* the image 32x48"):
-        dataset(tmp_path, vocabulary=vocabulary, strict=True)[0]
+        dataset(tmp_path, vocabulary=vocabulary, on_bad_sample="raise")[0]
 
 
 def test_seq2seq_batches_share_one_source(tmp_path):

@@ -12,11 +12,11 @@ from ofaseg.data import transforms
 from ofaseg.vocabulary import IGNORE_INDEX
 
 
-def sample(height=60, width=97, classes=5, seed=0) -> dict:
+def sample(height=60, width=97, classes=5, seed=0, dtype=np.int32) -> dict:
     rng = np.random.default_rng(seed)
     image = cv2.resize(rng.integers(0, 256, (8, 12, 3)).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
     label_map = cv2.resize(rng.integers(-1, classes, (6, 9)).astype(np.int32), (width, height), interpolation=cv2.INTER_NEAREST)
-    return {"image": image, "label_map": label_map, "id": "x"}
+    return {"image": image, "label_map": label_map.astype(dtype), "id": "x"}
 
 
 class Recorded:
@@ -33,6 +33,10 @@ class Recorded:
 
     def random_sample(self):
         return self.rng.random()
+
+    def choice(self, values, p):
+        """As numpy draws it: one number against the running sum."""
+        return values[int(np.searchsorted(np.cumsum(p), self.rng.random(), side="right"))]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +55,12 @@ def mmseg():
             import mmcv._ext  # noqa: F401
         except ImportError:
             sys.modules["mmcv._ext"] = NoOperators("mmcv._ext")
-    from mmcv.transforms import RandomResize
+    from mmcv.transforms import RandomFlip, RandomResize, Resize
     from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop
     from mmseg.datasets.transforms import transforms as module
 
-    parts = {"RandomResize": RandomResize, "PhotoMetricDistortion": PhotoMetricDistortion, "RandomCrop": RandomCrop}
-    return types.SimpleNamespace(module=module, **parts)
+    classes = (Resize, RandomResize, RandomFlip, PhotoMetricDistortion, RandomCrop)
+    return types.SimpleNamespace(module=module, **{cls.__name__: cls for cls in classes})
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def recorded(monkeypatch, mmseg):
 
     def use(seed):
         numbers = Recorded(seed)
-        for name in ("randint", "uniform", "random_sample"):
+        for name in ("randint", "uniform", "random_sample", "choice"):
             monkeypatch.setattr(np.random, name, getattr(numbers, name))
         monkeypatch.setattr(mmseg.module, "random", numbers)
         return np.random.default_rng(seed)
@@ -83,22 +87,60 @@ class TestAgainstMmsegmentation:
     @pytest.mark.parametrize("seed", range(12))
     @pytest.mark.parametrize("size", [(60, 97), (97, 60), (33, 33)])
     def test_random_scale(self, mmseg, recorded, seed, size):
-        ours, rng = sample(*size, seed=seed), recorded(seed)
+        ours, rng = sample(*size, seed=seed, dtype=np.int16), recorded(seed)
         resize = mmseg.RandomResize(scale=(256, 64), ratio_range=(0.5, 2.0), keep_ratio=True)
-        theirs = resize({"img": ours["image"].copy(), "gt_seg_map": ours["label_map"].copy(), "seg_fields": ["gt_seg_map"]})
-        out = transforms.random_scale(ours, rng, short=64, long=256, min_size=0)
-        np.testing.assert_array_equal(out["image"], theirs["img"])
-        np.testing.assert_array_equal(out["label_map"], theirs["gt_seg_map"])
+        assert_equal(transforms.random_scale(ours, rng, short=64, long=256, min_size=0), resize(mm_inputs(ours)))
 
     @pytest.mark.parametrize("seed", range(12))
     @pytest.mark.parametrize("count_ignored", [True, False])
-    def test_random_crop(self, mmseg, recorded, seed, count_ignored):
-        ours, rng = sample(seed=seed), recorded(seed)
-        crop = mmseg.RandomCrop(crop_size=(20, 30), cat_max_ratio=0.5, ignore_index=99 if count_ignored else IGNORE_INDEX)
-        theirs = crop({"img": ours["image"].copy(), "gt_seg_map": ours["label_map"].copy(), "seg_fields": ["gt_seg_map"]})
+    @pytest.mark.parametrize("classes, dtype", [(3, np.int32), (3, np.int16), (255, np.int16), (256, np.int16), (300, np.int32)])
+    def test_random_crop(self, mmseg, recorded, seed, count_ignored, classes, dtype):
+        ours, rng = sample(seed=seed, classes=classes, dtype=dtype), recorded(seed)
+        ours["label_map"][:, :70] = classes - 1 if seed % 2 else IGNORE_INDEX  # many places are refused
+        crop = mmseg.RandomCrop(crop_size=(20, 30), cat_max_ratio=0.5, ignore_index=999 if count_ignored else IGNORE_INDEX)
+        theirs = crop(mm_inputs(ours))
         out = transforms.random_crop(ours, rng, (20, 30), cat_max_ratio=0.5, count_ignored=count_ignored)
-        np.testing.assert_array_equal(out["image"], theirs["img"])
-        np.testing.assert_array_equal(out["label_map"], theirs["gt_seg_map"])
+        assert_equal(out, theirs)
+
+    @pytest.mark.parametrize("size", [(60, 97), (97, 60), (33, 33), (20, 200)])
+    def test_resize(self, mmseg, size):
+        ours = sample(*size, dtype=np.int16)
+        theirs = mmseg.Resize(scale=(128, 48), keep_ratio=True)(mm_inputs(ours))
+        assert_equal(transforms.resize_short_side(ours, 48, 128), theirs)
+
+    @pytest.mark.parametrize("seed", range(8))
+    @pytest.mark.parametrize("probability", [0.25, 0.5])
+    def test_random_flip(self, mmseg, recorded, seed, probability):
+        ours, rng = sample(seed=seed, dtype=np.int16), recorded(seed)
+        theirs = mmseg.RandomFlip(prob=probability)(mm_inputs(ours))
+        assert_equal(transforms.random_flip(ours, rng, probability), theirs)
+
+    @pytest.mark.parametrize("seed", range(24))
+    def test_all_of_them_in_a_row(self, mmseg, recorded, seed):
+        """The training pipeline but for the least size, which mmsegmentation does not know."""
+        ours, rng = sample(seed=seed, classes=3, dtype=np.int16), recorded(seed)
+        theirs = mm_inputs(ours) | {"img": ours["image"][..., ::-1].copy()}
+        for transform in (
+            mmseg.RandomResize(scale=(256, 64), ratio_range=(0.5, 2.0), keep_ratio=True),
+            mmseg.RandomCrop(crop_size=(24, 30), cat_max_ratio=0.5, ignore_index=999),
+            mmseg.RandomFlip(prob=0.5),
+            mmseg.PhotoMetricDistortion(),
+        ):
+            theirs = transform(theirs)
+        out = transforms.random_scale(ours, rng, short=64, long=256, min_size=0)
+        out = transforms.random_flip(transforms.random_crop(out, rng, (24, 30), cat_max_ratio=0.5), rng)
+        assert_equal(transforms.photometric_distortion(out, rng), theirs | {"img": theirs["img"][..., ::-1]})
+
+
+def mm_inputs(data: dict) -> dict:
+    """A sample as mmsegmentation passes it on."""
+    image, labels = data["image"].copy(), data["label_map"].astype(np.int32)
+    return {"img": image, "img_shape": image.shape[:2], "gt_seg_map": labels, "seg_fields": ["gt_seg_map"]}
+
+
+def assert_equal(ours: dict, theirs: dict) -> None:
+    np.testing.assert_array_equal(ours["image"], theirs["img"])
+    np.testing.assert_array_equal(ours["label_map"], theirs["gt_seg_map"])
 
 
 class TestResize:
@@ -170,6 +212,23 @@ class TestCropAndFlip:
 
         assert share(1.0) < 0.5 < 0.8 < share(0.75)
 
+    @pytest.mark.parametrize("ratio", [0.4, 0.5, 0.75, 0.9])
+    @pytest.mark.parametrize("count_ignored", [True, False])
+    def test_varied_means_no_label_covers_too_much(self, ratio, count_ignored):
+        """Against a plain count, with shares on both sides of the limit and just at it."""
+        rng, found = np.random.default_rng(0), []
+        for _ in range(300):
+            labels = rng.choice([-1, 0, 1, 254, 255, 30_000], 100, p=rng.dirichlet([2.0] * 6))
+            share = int(100 * ratio) + int(rng.integers(-1, 2))
+            labels[:share] = rng.choice([-1, 7, labels[0]])
+            labels = rng.permutation(labels).reshape(5, 20).astype(np.int16)
+            values, counts = np.unique(labels, return_counts=True)
+            counts = counts if count_ignored else counts[values != IGNORE_INDEX]
+            expected = len(counts) > 1 and counts.max() / counts.sum() < ratio
+            assert transforms._is_varied(labels, ratio, count_ignored) == expected
+            found.append(expected)
+        assert 20 < sum(found) < 290
+
     def test_small_images_are_padded(self):
         out = transforms.random_crop(sample(10, 14), np.random.default_rng(0), 20, cat_max_ratio=1.0)
         assert out["image"].shape == (20, 20, 3)
@@ -183,6 +242,36 @@ class TestCropAndFlip:
         np.testing.assert_array_equal(out["image"], data["image"][:, ::-1])
         np.testing.assert_array_equal(out["label_map"], data["label_map"][:, ::-1])
         assert transforms.random_flip(data, np.random.default_rng(0), 0.0)["image"] is data["image"]
+
+
+class TestColourArithmetic:
+    """The quick forms equal float32 arithmetic with truncation for every value, also where a product almost is a whole number."""
+
+    VALUES = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+
+    def expected(self, factor, offset):
+        values = self.VALUES.astype(np.float32) * np.float32(factor) + np.float32(offset)
+        return np.clip(values, 0, 255).astype(np.uint8)
+
+    def test_brightness(self):
+        close = [whole + sign * step for whole in (-32, -1, 0, 5) for sign in (-1, 1) for step in (0.0, 1e-9, 1e-5, 1e-4, 0.5)]
+        for offset in (*np.random.default_rng(0).uniform(-32, 32, 500), *close):
+            np.testing.assert_array_equal(transforms._brighten(self.VALUES, offset), self.expected(1.0, offset))
+
+    def test_contrast_and_saturation(self):
+        ratios = [part / whole for whole in (1, 3, 7, 100, 255) for part in (whole // 2 + 1, whole)]
+        close = [ratio * (1 + change) for ratio in ratios for change in (0, 1e-9, -1e-7)]
+        for factor in (*np.random.default_rng(0).uniform(0.5, 1.5, 2000), *close, 0.0, 0.5, 1.0, 1.5):
+            np.testing.assert_array_equal(transforms._multiply(self.VALUES, factor), self.expected(factor, 0.0))
+            grey = np.ascontiguousarray(self.VALUES[:, :5, 0])  # an odd number of values, one channel
+            np.testing.assert_array_equal(transforms._multiply(grey, factor), self.expected(factor, 0.0)[:, :5, 0])
+
+    def test_the_input_stays(self):
+        before = sample()
+        for seed in range(20):
+            data = sample()
+            transforms.photometric_distortion(data, np.random.default_rng(seed))
+            np.testing.assert_array_equal(data["image"], before["image"])
 
 
 class TestPipeline:

@@ -95,6 +95,28 @@ class TestIndex:
         monkeypatch.setattr(tsv, "build_offsets", None)
         assert ShardReader(path)[3]["id"] == "000000000003"
 
+    @pytest.mark.parametrize("sweep", [1, 2, 7, 1 << 24])
+    def test_lines_are_found_across_blocks(self, tmp_path, monkeypatch, sweep):
+        path = tmp_path / "x.tsv"
+        path.write_bytes(b"a\n\nbcd\nlast line without an end")
+        monkeypatch.setattr(tsv, "_SWEEP_BYTES", sweep)
+        offsets = tsv.build_offsets(path)
+        assert offsets.tolist() == [0, 2, 3, 7, path.stat().st_size] and offsets.dtype == np.uint64
+
+    def test_a_long_sweep_shows_its_progress(self, path, monkeypatch, capsys):
+        tsv.build_offsets(path)
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr(tsv, "_QUIET_SECONDS", 0)
+        tsv.build_offsets(path)
+        assert "indexing val.tsv" in capsys.readouterr().err
+
+    def test_many_rows(self, tmp_path):
+        path = tmp_path / "many.tsv"
+        path.write_bytes(b"".join(b"AAAA\t%d\n" % k for k in range(100_000)))
+        columns = {"image": 0, "id": 1}
+        assert [tsv.TsvShard(path, columns, 2).read(k, ("id",))["id"] for k in (0, 54_321, 99_999)] == ["0", "54321", "99999"]
+        assert tsv.index_path(path).stat().st_size < 801_000
+
     def test_writer_leaves_a_valid_index(self, tmp_path, monkeypatch):
         with ShardWriter(tmp_path, "train", VOCABULARY, ("image", "id"), "tsv", rows_per_shard=2) as out:
             for k in range(5):

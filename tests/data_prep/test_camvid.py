@@ -27,8 +27,8 @@ def write_raw(root, split="train", stems=("b_2", "a_1"), layout="pack", height=6
 @pytest.mark.parametrize("layout", ["pack", "segnet"])
 def test_samples(tmp_path, layout):
     values = write_raw(tmp_path, layout=layout)
-    samples = list(camvid.iter_samples(tmp_path, "train"))
-    assert [s["id"] for s in samples] == ["b_2", "a_1"] and camvid.count_samples(tmp_path, "train") == 2  # the list's order
+    samples = list(camvid.CamVidSource(tmp_path, "train"))
+    assert [s["id"] for s in samples] == ["b_2", "a_1"]  # the list's order
     expected = values.astype(np.int32)
     expected[:, -1] = IGNORE_INDEX
     for sample in samples:
@@ -38,8 +38,15 @@ def test_samples(tmp_path, layout):
 
 def test_photo_bytes_are_kept(tmp_path):
     write_raw(tmp_path)
-    first = next(camvid.iter_samples(tmp_path, "train"))
+    first = camvid.CamVidSource(tmp_path, "train")[0]
     assert first["image"] == (tmp_path / "images" / "train" / "b_2.jpg").read_bytes()
+
+
+def test_files_of_a_sample(tmp_path):
+    write_raw(tmp_path)
+    source = camvid.CamVidSource(tmp_path, "train")
+    assert source.files(0) == (str(tmp_path / "images/train/b_2.jpg"), str(tmp_path / "labels/train/b_2.png"))
+    assert source.name(1) == str(tmp_path / "images/train/a_1.jpg")
 
 
 def test_without_a_list_names_are_sorted(tmp_path):
@@ -57,36 +64,37 @@ def test_vocabulary():
 
 def test_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected .*images/train .*labels/train"):
-        next(camvid.iter_samples(tmp_path, "train"))
+        camvid.CamVidSource(tmp_path, "train")[0]
     with pytest.raises(ValueError, match="no split 'valid'; choose from train, val, test"):
-        next(camvid.iter_samples(tmp_path, "valid"))
+        camvid.CamVidSource(tmp_path, "valid")
     write_raw(tmp_path)
     label = tmp_path / "labels" / "train" / "b_2.png"
     Image.fromarray(np.full((6, 10), 12, np.uint8)).save(label)
     with pytest.raises(ValueError, match="b_2.png: label value 12; CamVid has 0..10"):
-        next(camvid.iter_samples(tmp_path, "train"))
+        camvid.CamVidSource(tmp_path, "train")[0]
     label.write_bytes(label.read_bytes()[:45])
     with pytest.raises(ValueError, match="b_2.png: damaged"):
-        next(camvid.iter_samples(tmp_path, "train"))
+        camvid.CamVidSource(tmp_path, "train")[0]
     Image.fromarray(np.zeros((6, 10, 3), np.uint8)).save(label)
     with pytest.raises(ValueError, match="one channel of class ids"):
-        next(camvid.iter_samples(tmp_path, "train"))
+        camvid.CamVidSource(tmp_path, "train")[0]
     label.unlink()
     with pytest.raises(FileNotFoundError, match="b_2.png: label map not found"):
-        next(camvid.iter_samples(tmp_path, "train"))
+        camvid.CamVidSource(tmp_path, "train")[0]
     (tmp_path / "images" / "train" / "b_2.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="b_2.jpg .or .png.: photo not found"):
-        next(camvid.iter_samples(tmp_path, "train"))
+        camvid.CamVidSource(tmp_path, "train")[0]
 
 
 def test_real_pack(real_data):
     """Counts and pixel shares that the data pack documents (README, camvid)."""
     root = real_data / "camvid"
-    assert [camvid.count_samples(root, split) for split in camvid.SPLITS] == [367, 101, 233]
-    sample = next(camvid.iter_samples(root, "val"))
+    assert [len(camvid.CamVidSource(root, split)) for split in camvid.SPLITS] == [367, 101, 233]
+    sample = camvid.CamVidSource(root, "val")[0]
     assert sample["label_map"].shape == (360, 480) and codec.image_size(sample["image"]) == (360, 480)
     pixels = np.zeros(12)
-    for sample in list(camvid.iter_samples(root, "train"))[::6]:
+    train = camvid.CamVidSource(root, "train")
+    for sample in (train[i] for i in range(0, len(train), 6)):
         pixels += np.bincount(np.where(sample["label_map"] < 0, 11, sample["label_map"]).ravel(), minlength=12)
     share = 100 * pixels / pixels.sum()
     documented = [16.9, 23.3, 1.0, 31.7, 4.5, 9.7, 1.2, 1.1, 5.9, 0.6, 0.3, 4.0]

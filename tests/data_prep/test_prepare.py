@@ -23,7 +23,8 @@ def test_all_splits(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "vocabulary.json").read_text())["num_rows"] == {"train": 3, "val": 1, "test": 2}
     assert [ShardReader.for_split(tmp_path / "out", "test").read(k)["id"] for k in range(2)] == ["e", "f"]
     output = capsys.readouterr().out
-    assert "train: 3 rows" in output and "no pixel of pedestrian, bicyclist" in output and "sky 10.0" in output
+    assert "train: 3 rows in 1 file" in output and "photos 6x10 (height x width)" in output
+    assert "no pixel of pedestrian, bicyclist" in output and "sky 11.1" in output and "without label: 10.0 of all" in output
 
 
 def test_some_splits_and_numbers(tmp_path):
@@ -36,13 +37,10 @@ def test_some_splits_and_numbers(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["imagenet"], "unknown dataset 'imagenet'; choose from camvid, shapes"),
+        (["imagenet"], "unknown dataset 'imagenet'; choose from ade20k, camvid, cityscapes"),
         (["camvid"], "camvid needs --root"),
         (["camvid", "--root", "nowhere"], "expected nowhere/images/train"),
         (["camvid", "--root", "nowhere", "--splits", "trian"], "no split 'trian'; choose from train, val, test"),
-        (["camvid", "--root", "nowhere", "--seed", "1"], "--seed does not apply to camvid"),
-        (["shapes", "--num", "many"], "--num 'many': 'many' is not a number"),
-        (["shapes", "--num", "0"], "at least 1"),
     ],
 )
 def test_errors(tmp_path, capsys, arguments, message):
@@ -70,7 +68,7 @@ def test_damaged_source_is_one_message(tmp_path, capsys):
 def test_verify(tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("a", "b")]
     for folder in folders:
-        options = ["--splits", "train,val", "--num", "3", "--format", "tsv", "--rows-per-shard", "1"]
+        options = ["--splits", "train,val", "--num", "3", "--format", "tsv", "--rows-per-shard", "1", "--workers", "1"]
         assert prepare.main(["shapes", "--out", folder, *options]) == 0
     capsys.readouterr()
     assert prepare.main(["--verify", *folders]) == 0
@@ -100,6 +98,11 @@ def test_verify(tmp_path, capsys):
         (["shapes", "--verify", "x"], "--verify takes folders alone; leave out dataset"),
         (["--verify", "x", "--out", "y"], "leave out --out"),
         (["--verify"], "expected at least one argument"),
+        (["camvid", "--root", "nowhere", "--out", "y", "--seed", "1"], "unrecognized arguments: --seed 1"),
+        (["shapes", "--out", "y", "--workers", "0"], "'0' is not a number of at least 1"),
+        (["shapes", "--out", "y", "--num", "many"], "argument --num: 'many': 'many' is not a number"),
+        (["shapes", "--out", "y", "--num", "train=0"], "at least 1"),
+        (["shapes", "--out", "y", "--num", "dev=3"], "no split 'dev'; choose from train, val, test"),
     ],
 )
 def test_usage(capsys, arguments, message):

@@ -1,5 +1,7 @@
 """Evaluator sums and the loop: batch sizes, bad rows, one rank against several."""
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -51,9 +53,20 @@ def test_any_batch_size_gives_the_scores_of_the_whole_set():
         assert constant["mIoU"] == pytest.approx(shares.max().item() / 3) and constant["constant_class"] == int(shares.argmax())
 
 
+def test_scores_of_single_photos_are_those_of_their_own_matrix():
+    evaluator = SemanticEvaluator(VOCABULARY)
+    evaluate_batches(batches_of([4, 2, 0], 2), predict, evaluator)
+    expected = [semantic_scores(confusion_matrix(*photo(i), 3))["mIoU"] for i in (4, 2, 0)]
+    assert evaluator.image_scores() == pytest.approx(expected) and len(set(expected)) == 3
+    unlabelled = torch.full((2, 2), IGNORE_INDEX)
+    evaluator.update([SegmentationOutput(torch.zeros(2, 2, dtype=torch.long))], {"native_label_maps": [unlabelled]})
+    assert math.isnan(evaluator.image_scores()[-1])
+
+
 def test_reset_forgets():
     evaluator = SemanticEvaluator(VOCABULARY)
     first = evaluate_batches(batches_of(range(3), 1), predict, evaluator).scores
+    assert len(evaluator.image_scores()) == 3
     again = evaluate_batches(batches_of(range(3), 1), predict, evaluator).scores
     assert first == again
 

@@ -1,11 +1,13 @@
 """The benchmark compares like with like: its eager reference computes what our model computes. Nothing is timed here."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
-from tools import benchmark, benchmark_cases, benchmark_data, benchmark_measure
+from ofaseg.data import codec
+from tools import benchmark, benchmark_cases, benchmark_data, benchmark_measure, benchmark_readers
 from tools.benchmark_cases import Bench, Setup
 from tools.benchmark_reference import all_pixels, bag_inputs, grid_buckets, resize_axis, token_buckets
 
@@ -74,10 +76,66 @@ def test_last_position_survives_upsampling():
     assert scores[0, -1].tolist() == [8.0, 9.0]
 
 
-def test_both_readers_deliver_the_same_rows(tmp_path):
-    vocabulary = benchmark_data.write_shards(tmp_path, 1)
-    published = benchmark_data.PublishedRows(next((tmp_path / "png-tsv").glob("*.tsv")))
-    benchmark_data.check_rows(published, benchmark_data.our_rows(tmp_path / "png-tsv", vocabulary))
+@pytest.fixture
+def drawn(monkeypatch):
+    """Drawn photos, with or without the real-data pack."""
+    monkeypatch.setattr(benchmark_readers, "data_pack", lambda: None)
+
+
+def test_every_way_delivers_the_same_rows(tmp_path, drawn):
+    rows, vocabulary, kind = benchmark_readers.photos(2)
+    assert "drawn" in kind and [codec.image_size(row["image"]) for row in rows] == [(480, 640)] * 2
+    benchmark_readers.write_shards(tmp_path, rows, vocabulary)
+    ways = benchmark_data.ways(tmp_path, vocabulary, 2)
+    benchmark_data.check_rows(ways[benchmark_data.PUBLISHED, False], ways["ours: TSV of PNG", False])
+    tsv, parquet = (ways[f"ours: {name}", True][1] for name in ("TSV", "Parquet"))
+    assert torch.equal(tsv["image"], parquet["image"]) and torch.equal(tsv["label_map"], parquet["label_map"])
+    for augment in (False, True):
+        plain = ways[benchmark_data.PLAIN, augment][1]
+        assert plain["image"].shape == (3, 512, 512) and plain["image"].abs().max() <= 1
+        assert set(plain["label_map"].unique().tolist()) <= set(range(-1, len(vocabulary)))
+        if ("HF datasets, then plain", augment) in ways:
+            other = ways["HF datasets, then plain", augment][1]
+            assert torch.equal(plain["image"], other["image"]) and torch.equal(plain["label_map"], other["label_map"])
+
+
+def test_different_pictures_are_noticed(tmp_path, drawn):
+    rows, vocabulary, _ = benchmark_readers.photos(2)
+    for name, part in (("a", rows[:1]), ("b", rows[1:])):
+        benchmark_readers.write_shards(tmp_path / name, part, vocabulary)
+    ours = benchmark_readers.our_rows(tmp_path / "a" / "png-tsv", vocabulary, False)
+    other = benchmark_readers.PublishedRows(next((tmp_path / "b" / "png-tsv").glob("*.tsv")), len(vocabulary))
+    with pytest.raises(AssertionError, match="different pictures"):
+        benchmark_data.check_rows(other, ours)
+
+
+def test_real_photos_are_used_where_they_are(real_data):
+    rows, vocabulary, kind = benchmark_readers.photos(3)
+    assert "COCO" in kind and vocabulary.names[0] == "person" and len({row["id"] for row in rows}) == 3
+    for row in rows:
+        assert codec.decode_image(row["image"]).shape == (480, 640, 3)
+        assert codec.decode_label_map(row["label_map"], vocabulary).shape == (480, 640)
+
+
+@pytest.mark.slow
+def test_data_is_measured_and_shown(drawn, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(benchmark_data, "worker_rates", partial(benchmark_data.worker_rates, batches=2))
+    result = json.loads(json.dumps(benchmark_data.measure(3, 1, index_rows=1000)))
+    assert all(rate > 0 for way in result["rates"].values() for rate in way.values())
+    assert all(milliseconds >= 0 for milliseconds in result["stages"].values()) and result["index"]["rows"] == 1000
+    text = "\n".join(benchmark_data.tables(result))
+    assert "drawn photos" in text and "| JPEG |" in text and "two workers are" in text and "1,000 rows" in text
+
+
+DATA = {
+    "photos": "drawn",
+    "rates": {benchmark_data.PLAIN: {"plain": 2.0, "augmented": 1.0}, "ours": {"plain": 4.0, "augmented": 5.0}, "other": {"plain": 3.0}},
+    "stages": {"JPEG": 1.5, "flip": 0.5},
+    "workers": {"ours": {"0": 5.0, "1": 4.0, "2": 7.0}},
+    "latency": {"ours": 12.3},
+    "index": {"rows": 1000, "bytes": 5_000_000, "read": 0.001, "sweep": 0.002, "build": 0.01, "open": 0.0001},
+}
 
 
 def test_measurements_become_a_table(monkeypatch):
@@ -93,9 +151,10 @@ def test_measurements_become_a_table(monkeypatch):
     assert [request["mode"] for request in requests] == ["time", "peak", "peak", "peak"]
     assert result["paths"]["reference"] == {"seconds": 2.0, "peak": 300.0, "start": 100.0}
     assert "reference with display pass" in benchmark.describe(result)
-    section = benchmark.section("t", "m", "c", [result], {"published": 2.0, "ours": 4.0})
+    section = benchmark.section("t", "m", "c", [result], DATA)
     assert "| nano | image-free training step | default | ours | 2 | 200 |" in section
-    assert "| ours | 4 | 2.0 |" in section
+    assert "| ours | 4 | 2.0 | 5 | 5.0 |" in section and "| other | 3 | 1.5 |  |  |" in section
+    assert "| JPEG | 1.500 | 75 % |" in section and "two workers are 1.75 times one" in section
 
 
 def test_measuring_gives_seconds_and_memory(bench):

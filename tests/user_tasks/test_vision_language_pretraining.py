@@ -24,7 +24,7 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
     for split, num in (("train", 16), ("val", 4)):
         with ShardWriter(str(root), split, shapes.vocabulary(), list(shapes.COLUMNS), format="parquet") as writer:
-            for row in shapes.iter_samples(None, split, num=num, seed=1):
+            for row in shapes.ShapesSource(split, num):
                 writer.write(row | ({"label_map": nonsense} if split == "train" else {}))
     return root
 
@@ -81,7 +81,7 @@ def world_with_bad_rows(tmp_path):
     columns = ["image", "label_map", "captions", "boxes", "id"]
     for split, num in (("train", 16), ("val", 4)):
         with ShardWriter(str(tmp_path / "data"), split, shapes.vocabulary(), columns, format="tsv") as writer:
-            for k, row in enumerate(shapes.iter_samples(None, split, num=num, seed=1)):
+            for k, row in enumerate(shapes.ShapesSource(split, num)):
                 writer.write({name: row[name] for name in columns} | (small if k == 1 else {}))
     return tmp_path / "data"
 

@@ -1,0 +1,291 @@
+"""Hugging Face `datasets` with an image column and a label-map column, from disk.
+
+    ROOT        a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote
+    ROOT        a Parquet file, or a folder of them: <split>*.parquet (as on the Hub), or any names for one split "train"
+    ROOT        a folder that `datasets.load_dataset("imagefolder", data_dir=ROOT)` reads (metadata.csv or .jsonl with the files)
+
+A dataset of the Hub is fetched once with
+`python -c "from datasets import load_dataset; load_dataset('OWNER/NAME').save_to_disk('ROOT')"`. No code of a dataset is run.
+
+The columns are found by their type and name (`--image-column`, `--label-column`, `--id-column`). Class names come from
+`--class-names`, from ROOT/classes.txt or ROOT/id2label.json, or from the only ClassLabel among the features. Photos and label
+maps keep their bytes where the dataset has bytes. `--label-offset` and `--ignore` say what the label values mean.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from data_prep.label_values import add_label_arguments, class_ids, label_map_to_store, user_vocabulary
+from data_prep.paired import kept_or_png
+from data_prep.source import Source, SourceError
+from ofaseg.vocabulary import ClassVocabulary, parse_class_names
+
+IMAGE_NAMES = ("image", "img", "photo", "picture", "pixel_values", "jpg", "image_bytes")
+LABEL_NAMES = (
+    "label_map", "label", "labels", "annotation", "annotations", "mask", "masks", "segmentation", "segmentation_mask",
+    "semantic_segmentation", "segmentation_map", "semantic_mask", "sem_seg", "gt", "label_image", "seg",
+)  # fmt: skip
+ID_NAMES = ("id", "image_id", "file_name", "filename", "name", "stem")
+_SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}.*")
+
+
+def add_arguments(parser) -> None:
+    """Options of this dataset."""
+    add_label_arguments(parser)
+    parser.add_argument("--image-column", help="column of the photos")
+    parser.add_argument("--label-column", help="column of the label maps")
+    parser.add_argument("--id-column", help="column of the sample names (default: one called id, image_id ..., else the row number)")
+
+
+def load_splits(root) -> dict:
+    """Split name -> `datasets.Dataset`.
+
+    Raises:
+        FileNotFoundError: there is nothing at `root`.
+        SourceError: `datasets` cannot read it.
+    """
+    import datasets
+
+    path = Path(root)
+    if not path.exists():
+        cure = "a dataset of the Hub is saved first, see the docstring of data_prep/hf.py"
+        raise FileNotFoundError(f"{root}: no such file or folder; {cure}")
+    try:
+        if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(str(path))
+            return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+        files = _parquet_files(path)
+        if files:
+            return dict(datasets.load_dataset("parquet", data_files=files))
+        return dict(datasets.load_dataset("imagefolder", data_dir=str(path)))
+    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
+        raise SourceError(f"{root}: datasets cannot read it ({error}); save it again with save_to_disk") from error
+
+
+def _parquet_files(path: Path) -> dict[str, list[str]]:
+    """Split -> Parquet files at or below `path`; a name such as train-00000-of-00002.parquet tells the split."""
+    if path.is_file():
+        return {"train": [str(path)]}
+    files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault(_SHARD_NUMBER.sub("", file.stem), []).append(str(file))
+    known = all(re.fullmatch(r"(train|val|valid|validation|test)\w*", name) for name in splits)
+    return splits if known else {"train": [str(file) for file in files]}
+
+
+def list_splits(root, args: argparse.Namespace) -> list[str]:
+    """The splits of the dataset. Raises as `load_splits`."""
+    return list(load_splits(root))
+
+
+def _holds_files(feature) -> bool:
+    """Whether the values of a feature are image files: an Image, plain bytes, or {bytes, path} as Parquet files hold them."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return "bytes" in feature and _holds_files(feature["bytes"])
+    return isinstance(feature, datasets.Image) or (isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary"))
+
+
+def _holds_arrays(feature) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Array2D) or (_is_list(feature) and _is_list(feature.feature))
+
+
+def _is_list(feature) -> bool:
+    return hasattr(feature, "feature") and not isinstance(feature, dict)
+
+
+def choose_columns(features, image: Optional[str], label: Optional[str]) -> tuple[str, str]:
+    """(image column, label column) of a dataset's features; given names win, others are found by type and name.
+
+    Raises:
+        SourceError: a given column is not there, or the choice is not clear; the message lists the columns and types.
+    """
+    there = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
+    for option, name in (("--image-column", image), ("--label-column", label)):
+        if name is not None and name not in features:
+            raise SourceError(f"{option} {name!r} is not a column; the dataset has {there}")
+    files = [name for name, feature in features.items() if _holds_files(feature)]
+    maps = files + [name for name, feature in features.items() if _holds_arrays(feature)]
+    label = label or _named(maps, LABEL_NAMES, image)
+    image = image or _named(files, IMAGE_NAMES, label) or _only(files, label)
+    label = label or _only(maps, image)
+    if image is None or label is None:
+        missing = "--image-column" if image is None else "--label-column"
+        raise SourceError(f"cannot tell which column it is: give {missing}; the dataset has {there}")
+    if image == label:
+        raise SourceError(f"the image and the label column are both {image!r}; give --image-column and --label-column")
+    return image, label
+
+
+def _named(names: list[str], wanted: tuple[str, ...], taken: Optional[str]) -> Optional[str]:
+    """The one name that is among `wanted`, None when there is none or more."""
+    return _only([name for name in names if name.lower() in wanted], taken)
+
+
+def _only(names: list[str], taken: Optional[str]) -> Optional[str]:
+    """The one name beside `taken`, None when there is none or more."""
+    names = [name for name in names if name != taken]
+    return names[0] if len(names) == 1 else None
+
+
+def _type_name(feature) -> str:
+    kind = "struct" if isinstance(feature, dict) else type(feature).__name__
+    return feature.dtype if kind == "Value" else kind
+
+
+def find_class_names(root, features, class_names: str) -> tuple[str, ...]:
+    """The class names, see the module's docstring.
+
+    Raises:
+        SourceError: none are found, or id2label.json is not {"0": name, ...}.
+        VocabularyError: an unusable list.
+    """
+    if class_names:
+        return parse_class_names(class_names)
+    folder = Path(root) if Path(root).is_dir() else Path(root).parent
+    if (folder / "classes.txt").is_file():
+        return parse_class_names(str(folder / "classes.txt"))
+    if (folder / "id2label.json").is_file():
+        return _id2label(folder / "id2label.json")
+    lists = {tuple(names) for feature in features.values() for names in _class_labels(feature)}
+    if len(lists) == 1:
+        return lists.pop()
+    found = "none of its features is a ClassLabel" if not lists else f"its features have {len(lists)} lists of classes"
+    raise SourceError(f"{root}: no class names ({found}); give --class-names, or write {folder / 'classes.txt'}")
+
+
+def _id2label(path: Path) -> tuple[str, ...]:
+    try:
+        names = {int(key): str(name) for key, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise SourceError(f'{path}: not a JSON object {{"0": name, ...}} ({error}); correct it, or give --class-names') from error
+    first = min(names, default=0)
+    if sorted(names) != list(range(first, first + len(names))):
+        raise SourceError(f"{path}: the numbers are not consecutive; correct it, or give --class-names")
+    return tuple(names[k] for k in sorted(names))
+
+
+def _class_labels(feature):
+    """The name lists of all ClassLabel features in `feature`."""
+    if isinstance(feature, dict):
+        for inner in feature.values():
+            yield from _class_labels(inner)
+    elif _is_list(feature):
+        yield from _class_labels(feature.feature)
+    elif getattr(feature, "names", None) and hasattr(feature, "int2str"):
+        yield feature.names
+
+
+class HfSource(Source):
+    """The samples of one split. The dataset is opened in each process that reads.
+
+    Args:
+        columns: names of the image and label columns.
+        id_column: or None for row numbers.
+        ignore: label values without class, beside the vocabulary's.
+    """
+
+    def __init__(self, root, split: str, vocabulary: ClassVocabulary, columns: tuple[str, str], id_column: Optional[str], ignore=()):
+        self.root, self.split, self.vocabulary = str(root), split, vocabulary
+        self.image_column, self.label_column = columns
+        self.id_column, self.ignore = id_column, tuple(ignore)
+        candidates = (Path(root), Path(root) / "state.json", Path(root) / split / "state.json")
+        self._files = tuple(str(path) for path in candidates if path.exists())
+        self._dataset = None
+        self._length = len(self._opened())
+
+    def _opened(self):
+        """The dataset with undecoded files."""
+        if self._dataset is None:
+            import datasets
+
+            dataset = load_splits(self.root)[self.split]
+            for column in (self.image_column, self.label_column):
+                if _holds_files(dataset.features[column]):
+                    dataset = dataset.cast_column(column, datasets.Image(decode=False))
+            names = [self.image_column, self.label_column, *([self.id_column] if self.id_column else [])]
+            self._dataset = dataset.select_columns(names)
+        return self._dataset
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_dataset": None}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: int) -> dict:
+        """Raises SourceError or FileNotFoundError for a row that cannot be used."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} is outside 0..{len(self) - 1}")
+        row = self._opened()[i]
+        image = kept_or_png(self._file(row[self.image_column], i, self.image_column), self._place(i, self.image_column))
+        where, label = self._place(i, self.label_column), row[self.label_column]
+        if label is None or isinstance(label, dict):
+            label_map = label_map_to_store(self._file(label, i, self.label_column), self.vocabulary, self.ignore, where)
+        else:
+            label_map = class_ids(_array(label, where), self.vocabulary, self.ignore, where)
+        return {"id": self._id(row, i), "image": image, "label_map": label_map}
+
+    def _id(self, row: dict, i: int) -> str:
+        if self.id_column is None:
+            return f"{self.split}-{i:08d}"
+        if row[self.id_column] is None:
+            raise SourceError(f"{self._place(i, self.id_column)}: empty; choose another --id-column, or remove the row")
+        return str(row[self.id_column])
+
+    def _place(self, i: int, column: str) -> str:
+        return f"{self.root}, split {self.split}, row {i}, column {column}"
+
+    def _file(self, value: Optional[dict], i: int, column: str) -> bytes:
+        where = self._place(i, column)
+        if not value or (value.get("bytes") is None and not value.get("path")):
+            raise SourceError(f"{where}: empty; remove the row with Dataset.filter and save the dataset again")
+        if value.get("bytes") is not None:
+            return value["bytes"]
+        try:
+            return Path(value["path"]).read_bytes()
+        except OSError as error:
+            problem = f"{value['path']} cannot be read ({error.strerror}); save the dataset with its files"
+            raise FileNotFoundError(f"{where}: {problem}") from error
+
+    def name(self, i: int) -> str:
+        return f"{self.root}, split {self.split}, row {i}"
+
+    def files(self, i: int) -> tuple[str, ...]:
+        return self._files  # saving a dataset again renews its state.json
+
+
+def _array(value, where: str) -> np.ndarray:
+    """(H, W) integers from nested lists. Raises SourceError for another shape."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise SourceError(f"{where}: rows of different length; store a label map as (H, W) integers") from error
+    if array.ndim != 2 or array.dtype.kind not in "iu" or not array.size:
+        raise SourceError(f"{where}: shape {array.shape} {array.dtype}; store a label map as (H, W) integers")
+    return array
+
+
+def open_split(root, split: str, args: argparse.Namespace) -> HfSource:
+    """The samples of a split. Raises as `load_splits`, `choose_columns` and `find_class_names`."""
+    features = load_splits(root)[split].features
+    columns = choose_columns(features, args.image_column, args.label_column)
+    names = find_class_names(root, features, args.class_names)
+    vocabulary = user_vocabulary(names, args.label_offset, args.ignore, source=f"datasets, {Path(root).resolve().name}")
+    id_column = args.id_column or next((name for name in ID_NAMES if _is_id(features.get(name))), None)
+    if id_column is not None and not _is_id(features.get(id_column)):
+        raise SourceError(f"--id-column {id_column!r} is not a column of texts or numbers; the dataset has {', '.join(features)}")
+    return HfSource(root, split, vocabulary, columns, id_column, args.ignore or ())
+
+
+def _is_id(feature) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string", "int32", "int64") and not hasattr(feature, "names")

@@ -1,0 +1,98 @@
+"""What the values of a user's label maps mean: options and checks that converters of free-form data share."""
+
+import argparse
+from typing import Optional, Sequence
+
+import numpy as np
+
+from data_prep.source import SourceError
+from ofaseg.data import codec
+from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
+
+_DEFAULT_IGNORE = 255
+
+
+def ignore_values(text: str) -> tuple[int, ...]:
+    """Values of pixels without label from "255" or "0,255". Raises argparse.ArgumentTypeError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) <= 65535 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of label values 0..65535, such as 0,255")
+    return tuple(int(part) for part in parts)
+
+
+def add_label_arguments(parser, label_offset: int = 0) -> None:
+    """`--class-names`, `--label-offset` and `--ignore`."""
+    parser.add_argument("--class-names", default="", help="file with one class name per line, or a comma list")
+    meaning = f"label value of the first class (default {label_offset}); often 1, where 0 is no label"
+    parser.add_argument("--label-offset", type=int, default=label_offset, help=meaning)
+    parser.add_argument("--ignore", type=ignore_values, default=None, metavar="V[,V]", help="label values without a class (default 255)")
+
+
+def user_vocabulary(names: Sequence[str], label_offset: int, ignore: Optional[Sequence[int]], source: str) -> ClassVocabulary:
+    """The vocabulary whose stored values are those of the user's label maps, so that their bytes can be kept.
+
+    Raises:
+        VocabularyError: no or repeated names, or an ignored value that is also a class.
+        SourceError: a negative offset.
+    """
+    if label_offset < 0:
+        raise SourceError(f"--label-offset {label_offset} is negative; give the label value of the first class, 0 or more")
+    return ClassVocabulary(names=tuple(names), label_offset=label_offset, ignore_label=ignore[0] if ignore else None, source=source)
+
+
+def class_ids(stored: np.ndarray, vocabulary: ClassVocabulary, ignore: Sequence[int], where: str) -> np.ndarray:
+    """(H, W) int32 class ids of (H, W) stored values.
+
+    Args:
+        ignore: values without label, beside `vocabulary.ignore_label`.
+        where: the file or row and column, for messages.
+
+    Raises:
+        SourceError: a value that is neither a class nor ignored; the message says what usually mends it.
+    """
+    first, last = vocabulary.label_offset, vocabulary.label_offset + len(vocabulary) - 1
+    ignored = np.isin(stored, [vocabulary.ignore_label, *ignore])
+    bad = ~ignored & ((stored < first) | (stored > last))
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        values = np.unique(stored[bad])
+        shown = ", ".join(map(str, values[:5])) + (" ..." if len(values) > 5 else "")
+        problem = f"label value {shown} (first at x {column}, y {row}) is no class; {len(vocabulary)} classes have {first}..{last}"
+        raise SourceError(f"{where}: {problem}. {_cure(values, vocabulary)}")
+    return np.where(ignored, IGNORE_INDEX, stored.astype(np.int32) - first).astype(np.int32)
+
+
+def _cure(values: np.ndarray, vocabulary: ClassVocabulary) -> str:
+    first, last = vocabulary.label_offset, vocabulary.label_offset + len(vocabulary) - 1
+    if values.tolist() == [last + 1] and first == 0:
+        return "Values that start at 1 need --label-offset 1 (and --ignore 0,255 if 0 means no label); or a class name is missing"
+    if values.tolist() == [0]:
+        return f"If 0 means no label, give --ignore 0,{_DEFAULT_IGNORE}; if it is the first class, --label-offset 0"
+    if values.tolist() == [_DEFAULT_IGNORE]:
+        return f"If {_DEFAULT_IGNORE} means no label, give --ignore {vocabulary.ignore_label},{_DEFAULT_IGNORE}"
+    return "Name every class in the class list, or give the values without a class by --ignore"
+
+
+def stored_values(data: bytes, where: str) -> np.ndarray:
+    """(H, W) uint8 or uint16 values of a label image.
+
+    Raises:
+        SourceError: damaged, a JPEG, or not one channel of integers.
+    """
+    try:
+        return codec.decode_stored_labels(data, where)
+    except codec.CodecError as error:
+        raise SourceError(str(error)) from error
+
+
+def label_map_to_store(data: bytes, vocabulary: ClassVocabulary, ignore: Sequence[int], where: str) -> bytes | np.ndarray:
+    """The label map as a sample holds it: the bytes as they are where every value is one of the vocabulary's, else class ids.
+
+    Raises:
+        SourceError: as `stored_values` and `class_ids`.
+    """
+    stored = stored_values(data, where)
+    ids = class_ids(stored, vocabulary, ignore, where)
+    others = [value for value in ignore if value != vocabulary.ignore_label]
+    is_png = data.startswith(b"\x89PNG")
+    return data if is_png and not (others and np.isin(stored, others).any()) else ids

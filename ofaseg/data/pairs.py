@@ -1,0 +1,117 @@
+"""Which photo belongs to which label map, by file name: for converters of folders and for checks of folders."""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from ofaseg.data.rows import ShardError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+LABEL_SUFFIXES = (".png", ".json", ".bmp", ".tif", ".tiff")
+"""Formats that keep class ids; `.json` are labelme polygons."""
+
+
+class Pair(NamedTuple):
+    """A photo and its label map; `stem` is their common path below the two folders, with "/" and without the suffix."""
+
+    stem: str
+    image: Path
+    label_map: Path
+
+
+class Pairing(NamedTuple):
+    """`pairs` sorted by stem, and one error per file that has no clear partner."""
+
+    pairs: list[Pair]
+    faults: list[ShardError]
+
+
+def files_by_stem(folder, suffixes, ending: str = "", passed_over: str = "") -> dict[str, list[Path]]:
+    """Stem -> the files of that stem in `folder` and the folders below, in sorted order; hidden files are left out.
+
+    Args:
+        suffixes: lower-case file suffixes that count; a file's may be in capitals.
+        ending: what a name must end with before its suffix, such as "_leftImg8bit"; it is no part of the stem.
+        passed_over: names that end with this before their suffix do not count, such as "_labelTrainIds".
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give the folder that holds the files")
+    found: dict[str, list[Path]] = defaultdict(list)
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            base, suffix = os.path.splitext(name)
+            if name.startswith(".") or suffix.lower() not in suffixes or (passed_over and base.endswith(passed_over)):
+                continue
+            if base.endswith(ending):
+                relative = Path(parent).relative_to(folder) / base[: len(base) - len(ending)]
+                found[relative.as_posix()].append(Path(parent) / name)
+    return dict(sorted(found.items()))
+
+
+def pair_by_stem(
+    images, label_maps, image_ending: str = "", label_ending: str = "", label_passed_over: str = "", label_suffixes=LABEL_SUFFIXES
+) -> Pairing:
+    """Pairs the photos below folder `images` with the label maps below folder `label_maps` that have the same stem.
+
+    Args:
+        image_ending, label_ending, label_passed_over: see `files_by_stem`.
+
+    Returns: the pairs, and a fault for a photo without label map or the reverse, for a stem with several photos or label maps,
+        and for partners whose names differ in capitals only (some disks tell them apart, some do not).
+
+    Raises:
+        FileNotFoundError: one of the folders is missing.
+    """
+    photos = files_by_stem(images, IMAGE_SUFFIXES, image_ending)
+    maps = files_by_stem(label_maps, label_suffixes, label_ending, label_passed_over)
+    faults = [*_doubled(photos, "photos"), *_doubled(maps, "label maps")]
+    pairs = [Pair(stem, photos[stem][0], maps[stem][0]) for stem in photos if stem in maps and len(photos[stem]) == len(maps[stem]) == 1]
+    lone_photos = {stem: files[0] for stem, files in photos.items() if stem not in maps}
+    lone_maps = {stem: files[0] for stem, files in maps.items() if stem not in photos}
+    faults += _differing_in_case(lone_photos, lone_maps)
+    faults += _without_label_map(lone_photos, label_maps, label_suffixes, label_ending)
+    faults += [
+        ShardError.at(path, f"label map without a photo; put {stem}{image_ending}.jpg (or .png) below {images}, or remove the label map")
+        for stem, path in lone_maps.items()
+    ]
+    return Pairing(sorted(pairs), sorted(faults, key=lambda fault: fault.file))
+
+
+def _doubled(files: dict[str, list[Path]], what: str) -> list[ShardError]:
+    several = {stem: paths for stem, paths in files.items() if len(paths) > 1}
+    return [
+        ShardError.at(paths[1], f"{len(paths)} {what} of the same name ({', '.join(path.name for path in paths)}); keep one of them")
+        for paths in several.values()
+    ]
+
+
+def _differing_in_case(lone_photos: dict[str, Path], lone_maps: dict[str, Path]) -> list[ShardError]:
+    """Faults of partners that only capitals keep apart; removes them from both dicts."""
+    by_lower_case = {stem.lower(): stem for stem in lone_maps}
+    faults = []
+    for stem in [stem for stem in lone_photos if stem.lower() in by_lower_case]:
+        other = by_lower_case.pop(stem.lower(), None)
+        if other is not None:
+            photo, label_map = lone_photos.pop(stem), lone_maps.pop(other)
+            faults.append(ShardError.at(label_map, f"its name and that of {photo} differ in capitals only; rename one of the two"))
+    return faults
+
+
+def _without_label_map(lone_photos: dict[str, Path], label_maps, label_suffixes, ending: str) -> list[ShardError]:
+    """Faults of photos without label map; one stored as JPEG is named, for that is a frequent mistake."""
+    jpegs = files_by_stem(label_maps, (".jpg", ".jpeg"), ending) if lone_photos else {}
+    faults = []
+    for stem, path in lone_photos.items():
+        if stem in jpegs:
+            problem = "a JPEG cannot be a label map, for its compression changes class ids; store it as PNG"
+            faults.append(ShardError.at(jpegs[stem][0], problem))
+        else:
+            expected = f"{Path(label_maps) / stem}{ending}{label_suffixes[0]}"
+            faults.append(ShardError.at(path, f"photo without a label map; expected {expected}, or remove the photo"))
+    return faults

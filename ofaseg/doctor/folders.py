@@ -1,0 +1,135 @@
+"""Checks of raw folders: `images/`, `labels/` (PNG maps or labelme polygons) and `classes.txt`, paired by stem."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from tqdm import tqdm
+
+from ofaseg.data import codec
+from ofaseg.data.foreign import foreign_kind
+from ofaseg.data.pairs import Pair, pair_by_stem
+from ofaseg.doctor.findings import Finding, Findings, finding, from_error
+from ofaseg.doctor.samples import SampleCheck
+from ofaseg.doctor.scan import CHUNK, Piece, Seen, run
+from ofaseg.doctor.splits import check_labels, check_photos, gather
+from ofaseg.doctor.vocabulary import check_names
+from ofaseg.vocabulary import ClassVocabulary, VocabularyError, parse_class_names
+
+
+class Conventions(NamedTuple):
+    """How the label maps of a raw folder are meant: stored value of class 0, and of "no label"."""
+
+    label_offset: int = 0
+    ignore: Optional[int] = None
+
+
+class Pairs(NamedTuple):
+    """A piece of work: some pairs and the classes of their maps."""
+
+    pairs: list[Pair]
+    vocabulary: Optional[ClassVocabulary]
+
+
+def check_raw_folder(root: str, findings: Findings, workers: int = 1, quiet: bool = False, conventions: Conventions | None = None) -> None:
+    """Checks the class list, the pairing and every pair of a raw folder; the first folder below images/ is the split."""
+    vocabulary = _vocabulary(Path(root), findings, conventions or Conventions())
+    pairing = pair_by_stem(Path(root) / "images", Path(root) / "labels")
+    findings.add(*(from_error("bad_pair", fault) for fault in pairing.faults))
+    if not pairing.pairs:
+        message = "no photo of images/ has a label map of the same name in labels/"
+        findings.add(finding("bad_pair", root, message, "give both the same stem: images/a.jpg and labels/a.png"))
+    splits: dict[str, list[Pair]] = {}
+    for pair in pairing.pairs:
+        splits.setdefault(pair.stem.split("/")[0] if "/" in pair.stem else "", []).append(pair)
+    photos: dict[bytes, tuple[str, Seen]] = {}
+    for split, pairs in splits.items():
+        tasks = [Pairs(pairs[start : start + CHUNK], vocabulary) for start in range(0, len(pairs), CHUNK)]
+        with tqdm(total=len(pairs), desc=f"{Path(root).name} {split}".strip(), unit="pair", disable=quiet or None) as bar:
+            whole = gather(run(scan_pairs, tasks, workers, bar), findings)
+        check_labels(whole, vocabulary, str(Path(root) / "labels" / split), findings)
+        check_photos(split, whole.seen, photos, findings)
+
+
+def _vocabulary(root: Path, findings: Findings, conventions: Conventions) -> Optional[ClassVocabulary]:
+    path = root / "classes.txt"
+    if not path.exists():
+        message = "no classes.txt, so label values cannot be compared with class names"
+        findings.add(finding("no_vocabulary", root, message, "write one with a class name per line, in the order of their label values"))
+        return None
+    try:
+        names = parse_class_names(str(path.resolve()))
+        vocabulary = ClassVocabulary(names, label_offset=conventions.label_offset, ignore_label=conventions.ignore, source=str(path))
+    except VocabularyError as error:
+        findings.add(from_error("bad_vocabulary", error, path.resolve()))
+        return None
+    findings.add(*check_names(names, str(path)))
+    return vocabulary
+
+
+def scan_pairs(task: Pairs) -> Piece:
+    """Reads, decodes and checks the pairs of one task."""
+    check, piece = SampleCheck(task.vocabulary), Piece(samples=len(task.pairs))
+    for pair in task.pairs:
+        sample = {}
+        for column, path in (("image", pair.image), ("label_map", pair.label_map)):
+            data = _read(path, column, check.findings)
+            if data is not None:
+                sample[column] = data
+        if pair.label_map.suffix == ".json" and "label_map" in sample:
+            check.findings += check_polygons(sample.pop("label_map"), str(pair.label_map), sample.get("image"), task.vocabulary)
+        files = {"image": str(pair.image), "label_map": str(pair.label_map)}
+        check.check(sample, files.__getitem__)
+        image = hashlib.blake2b(sample["image"], digest_size=16).digest() if "image" in sample else None
+        piece.seen.append(Seen(str(pair.image), None, pair.stem, image, None))
+    piece.findings, piece.tally, piece.without_map = check.findings, check.tally, check.without_map
+    return piece
+
+
+def _read(path: Path, column: str, findings: list[Finding]) -> Optional[bytes]:
+    """The bytes of a file; None, and a finding, when it cannot be read or holds something else."""
+    code = "bad_image" if column == "image" else "bad_label_map"
+    try:
+        kind, cure = foreign_kind(path)
+        if kind:
+            findings.append(finding(code, path, kind, cure, column=column))
+            return None
+        data = path.read_bytes()
+    except OSError as error:
+        cure = f"it points to {os.readlink(path)}: restore that file" if path.is_symlink() else "check its permissions and the disk"
+        findings.append(finding("unreadable", path, f"cannot be read ({error.strerror or error})", cure, column=column))
+        return None
+    if not data:
+        findings.append(finding(code, path, "the file is empty", "copy it again", column=column))
+        return None
+    return data
+
+
+def check_polygons(data: bytes, path: str, image: Optional[bytes], vocabulary: Optional[ClassVocabulary]) -> list[Finding]:
+    """Findings in a labelme file: JSON, polygons, class names, and the size it was drawn on."""
+
+    def bad(message: str, cure: str) -> Finding:
+        return finding("bad_polygons", path, message, cure, column="label_map")
+
+    try:
+        content = json.loads(data)
+        shapes = [(str(shape["label"]), [(float(x), float(y)) for x, y in shape["points"]]) for shape in content["shapes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        return [bad(f"not a labelme file with shapes, labels and points ({type(error).__name__}: {error})", "save it again in labelme")]
+    empty = [(k, label) for k, (label, points) in enumerate(shapes) if not points]
+    found = [bad(f"shape {k} ({label}) has no points", "draw it again or remove it") for k, label in empty]
+    if vocabulary is not None:
+        unknown = sorted({label for label, _ in shapes} - set(vocabulary.names))
+        if unknown:
+            found.append(bad(f"unknown class {', '.join(map(repr, unknown))}", "add the name to classes.txt or rename it in labelme"))
+    try:
+        size = codec.image_size(image) if image else None
+    except codec.CodecError:  # decoding the photo reports it
+        size = None
+    drawn = content.get("imageHeight"), content.get("imageWidth")
+    if size is not None and None not in drawn and drawn != size:
+        message = f"drawn on a photo of {drawn[0]}x{drawn[1]} (height x width), this one has {size[0]}x{size[1]}"
+        found.append(finding("size_mismatch", path, message, "draw on the photo that is used, or restore it", column="label_map"))
+    return found

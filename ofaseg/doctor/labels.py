@@ -1,0 +1,151 @@
+"""What the label values of a whole split say: shifted by one, another ignore value, too many classes, nothing but background."""
+
+from dataclasses import dataclass, field
+from functools import reduce
+from math import gcd
+from typing import Optional
+
+import numpy as np
+
+from ofaseg.doctor.findings import Finding, finding
+from ofaseg.vocabulary import ClassVocabulary
+
+IGNORE_CONVENTIONS = (255, 65535)
+_FEW_VALUES = 40
+
+
+@dataclass
+class ValueCount:
+    """How often a stored value occurs: pixels, maps, and the first place (file, row) in reading order."""
+
+    pixels: int
+    maps: int
+    place: tuple[str, Optional[int]]
+
+
+@dataclass
+class LabelTally:
+    """Stored label values of many maps.
+
+    Attributes:
+        values: stored value -> its `ValueCount`.
+        maps: number of maps that could be decoded.
+    """
+
+    values: dict[int, ValueCount] = field(default_factory=dict)
+    maps: int = 0
+
+    def add(self, stored: np.ndarray, place: tuple[str, Optional[int]]) -> np.ndarray:
+        """Counts the values of a stored map (H, W) uint8 or uint16; returns those that occur, ascending."""
+        counts = np.bincount(stored.ravel())
+        present = np.flatnonzero(counts)
+        self._merge({int(value): ValueCount(int(counts[value]), 1, place) for value in present})
+        self.maps += 1
+        return present
+
+    def merge(self, other: "LabelTally") -> None:
+        """Adds the counts of maps that come after these."""
+        self._merge(other.values)
+        self.maps += other.maps
+
+    def _merge(self, values: dict[int, ValueCount]) -> None:
+        for value, count in values.items():
+            if value in self.values:
+                mine = self.values[value]
+                mine.pixels, mine.maps = mine.pixels + count.pixels, mine.maps + count.maps
+            else:
+                self.values[value] = count
+
+
+def class_values(vocabulary: ClassVocabulary) -> range:
+    """The stored values of the classes, in order."""
+    return range(vocabulary.label_offset, vocabulary.label_offset + len(vocabulary))
+
+
+def no_label_values(vocabulary: ClassVocabulary) -> set[int]:
+    """The stored values that mean "no label", as `codec.decode_label_map` reads them in 8-bit maps."""
+    legacy = {255} - set(class_values(vocabulary)) if vocabulary.label_offset == 1 else set()
+    return {vocabulary.ignore_label} | legacy
+
+
+def diagnose(tally: LabelTally, vocabulary: ClassVocabulary, where: str) -> list[Finding]:
+    """What is wrong with the labels of a split as a whole, with the fix; `where` is its folder or file."""
+    if not tally.maps:
+        return []
+    classes, ignored = class_values(vocabulary), no_label_values(vocabulary)
+    outside = sorted(value for value in tally.values if value not in classes and value not in ignored)
+    if outside:
+        return [_outside(tally, vocabulary, outside)]
+    return _shifted_in_range(tally, vocabulary) or _occurrence(tally, vocabulary, where)
+
+
+def _outside(tally: LabelTally, vocabulary: ClassVocabulary, outside: list[int]) -> Finding:
+    """The most likely reason for values that are neither a class nor the ignore value."""
+    classes, number = class_values(vocabulary), len(vocabulary)
+    used = sorted(value for value in tally.values if value not in IGNORE_CONVENTIONS and value != vocabulary.ignore_label)
+    file, row = tally.values[outside[0]].place
+    seen = f"{tally.maps} maps hold {_shown(sorted(tally.values))}; {number} classes are stored as {classes[0]}..{classes[-1]}"
+    scale = 255 if set(tally.values) <= {0, 255} else reduce(gcd, used, 0)
+    if scale == 255 or (scale > 1 and max(used) // scale <= number):
+        cure = f"divide the values by {scale}; they were multiplied to be visible"
+        return finding("stretched_labels", file, seen, cure, row, "label_map")
+    if set(outside) <= set(IGNORE_CONVENTIONS):
+        cure = f"say that {outside[0]} means no label: set ignore_index to {outside[0]} in vocabulary.json, or map the value to "
+        return finding("ignore_value", file, seen, cure + str(vocabulary.ignore_label), row, "label_map")
+    if vocabulary.label_offset == 0 and outside == [number] and 0 in tally.values:
+        cure = (
+            "0 is background or no label and the classes start at 1 (as in ADE20K): set label_offset to 1 and ignore_index to 0 "
+            "(reduce zero label), or, if 0 is a class of its own, add its name at the start of the class list"
+        )
+        return finding("reduce_zero_label", file, seen, cure, row, "label_map")
+    if outside == [0] and vocabulary.label_offset == 1:
+        cure = "0 stands for background or no label: set ignore_index to 0, or set label_offset to 0 and name class 0"
+        return finding("reduce_zero_label", file, seen, cure, row, "label_map")
+    needed = max(used, default=0) - vocabulary.label_offset + 1
+    cure = f"give {needed} class names, or map the labels to the {number} classes (reduce zero label if 0 is background)"
+    return finding("class_count", file, seen, cure, row, "label_map")
+
+
+def _shifted_in_range(tally: LabelTally, vocabulary: ClassVocabulary) -> list[Finding]:
+    """Labels 0..K-1 with 255 for no label, read as 1..K with 0 for no label: class 0 would be lost and all others renamed."""
+    last = class_values(vocabulary)[-1]
+    shifted = vocabulary.label_offset == 1 and vocabulary.ignore_label == 0 and {0, 255} <= set(tally.values) and last not in tally.values
+    if not shifted:
+        return []
+    message = f"label_offset is 1 and 0 means no label, but the maps hold 0 and 255, and never {last}"
+    cure = "if the classes are stored from 0 and 255 is no label, set label_offset to 0 and ignore_index to 255"
+    file, row = tally.values[0].place
+    return [finding("reduce_zero_label", file, message, cure, row, "label_map")]
+
+
+def _occurrence(tally: LabelTally, vocabulary: ClassVocabulary, where: str) -> list[Finding]:
+    """Splits without labels, with one class alone, or without some classes."""
+    classes = class_values(vocabulary)
+    used = [value for value in classes if value in tally.values]
+    if not used:
+        message = f"none of the {tally.maps} maps has a labelled pixel (values: {_shown(sorted(tally.values))})"
+        cure = "write the maps again; if 0 is a class, set label_offset to 0 and ignore_index to 255"
+        return [finding("labels_empty", where, message, cure, column="label_map")]
+    if len(used) == 1 and len(vocabulary) > 1:
+        message = f"every labelled pixel of the {tally.maps} maps is {used[0]} ({vocabulary.names[used[0] - classes[0]]})"
+        cure = "look at a few maps: empty masks are often saved as 0"
+        return [finding("one_class", where, message, cure, column="label_map")]
+    absent = [name for name, value in zip(vocabulary.names, classes) if value not in tally.values]
+    if not absent:
+        return []
+    shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+    cure = "expected in a small split; otherwise check the class list and its order"
+    return [finding("unused_class", where, f"no pixel of {shown} in {tally.maps} maps", cure, column="label_map")]
+
+
+def _shown(values: list[int]) -> str:
+    """ "0..3, 7, 255": ascending values with their runs joined."""
+    if len(values) > _FEW_VALUES:
+        return f"{len(values)} values between {values[0]} and {values[-1]}"
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}..{b}" for a, b in runs)

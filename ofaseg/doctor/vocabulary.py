@@ -1,0 +1,43 @@
+"""Checks of class lists: vocabulary.json, text files with one name per line."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ofaseg.doctor.findings import Finding, Findings, finding, from_error
+from ofaseg.vocabulary import ClassVocabulary, VocabularyError, parse_class_names
+
+_NUMBERED = re.compile(r"^\d+\s*[:=\t;,.)]|^(class|label|category|id)?[ _-]?\d+$", re.IGNORECASE)
+
+
+def check_class_list(path: str, findings: Findings) -> None:
+    """Checks a .txt class list or a .json vocabulary."""
+    try:
+        if path.endswith(".json"):
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            names = ClassVocabulary.from_json(data, path).names
+        else:
+            names = parse_class_names(str(Path(path).resolve()))
+    except VocabularyError as error:
+        findings.add(from_error("bad_vocabulary", error, path if path.endswith(".json") else Path(path).resolve()))
+        return
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        findings.add(finding("bad_vocabulary", path, f"not valid JSON ({error})", "restore it from a copy or write the shards again"))
+        return
+    findings.add(*check_names(names, path))
+
+
+def check_names(names: Sequence[str], where: str) -> list[Finding]:
+    """Names that are distinct for a computer, but not for a reader; `row` is the class."""
+    found, known = [], {}
+    for k, name in enumerate(names):
+        plain = re.sub(r"[\W_]+", "", name).lower()
+        if plain and plain in known:
+            message = f"class {k} is {name!r}, class {known[plain]} is {names[known[plain]]!r}"
+            found.append(finding("similar_names", where, message, "merge the two, or give them words that differ", k))
+        known.setdefault(plain, k)
+        if _NUMBERED.match(name):
+            message = f"class {k} is {name!r}: a model reads the number as a word"
+            found.append(finding("numbered_names", where, message, "write plain words; the position in the list is the class id", k))
+    return found

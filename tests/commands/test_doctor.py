@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep import prepare
+from ofaseg.cli import main
+from ofaseg.data import codec
+from ofaseg.doctor.findings import CODES, SEVERITIES
+from ofaseg.vocabulary import ClassVocabulary
+from tests.faults.corpus import VOCABULARY, clean_row, edit_vocabulary, write_clean_shards, write_unchecked
+from tests.toy import NAMES
+
+FINDING = {"severity": str, "code": str, "file": str, "row": (int, type(None)), "column": str, "message": str, "cure": str}
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Eight rows, of which four have the same fault and one another."""
+    rows = [clean_row(k) | ({"image": b"not a picture %d" % k} if k < 4 else {}) for k in range(8)]
+    rows[5]["label_map"] = None
+    write_unchecked(tmp_path / "data", rows)
+    return tmp_path / "data"
+
+
+def test_clean_data_exits_with_0(tmp_path, capsys):
+    write_clean_shards(tmp_path / "data")
+    assert main(["doctor", str(tmp_path / "data"), "--workers", "1", "--quiet"]) == 0
+    assert capsys.readouterr().out == "8 samples looked at: 0 errors, 0 warnings, 0 notes\n"
+
+
+def test_errors_exit_with_1_and_are_grouped(broken, capsys):
+    assert main(["doctor", str(broken), "--workers", "2"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[-1] == "8 samples looked at: 5 errors, 0 warnings, 0 notes"
+    assert f"error [bad_image] {broken / 'train.tsv'}, row 0, column image: not an image" in lines[0]
+    assert lines[0].endswith("store a JPEG or PNG file (and 3 more like it)")
+
+
+def test_json_has_every_finding_of_the_documented_form(broken, tmp_path, capsys):
+    assert main(["doctor", str(broken), "--workers", "1", "--json", "-", "--quiet"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == {"format", "version", "paths", "samples", "counts", "findings", "left_out"}
+    assert (report["format"], report["version"], report["samples"], report["left_out"]) == ("ofaseg-doctor", 1, 8, 0)
+    assert report["paths"] == [str(broken)] and report["counts"] == {"error": 5, "warning": 0, "note": 0}
+    for item in report["findings"]:
+        assert set(item) == set(FINDING) and all(isinstance(item[key], kind) for key, kind in FINDING.items())
+        assert item["code"] in CODES and item["severity"] in SEVERITIES
+    assert [item["row"] for item in report["findings"]] == [0, 1, 2, 3, 5]
+    main(["doctor", str(broken), "--workers", "1", "--json", str(tmp_path / "report.json"), "--quiet"])
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+def test_findings_beyond_the_limit_are_counted(broken, capsys):
+    main(["doctor", str(broken), "--workers", "1", "--json", "-", "--max-findings", "2", "--quiet"])
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["findings"]) == 3 and report["left_out"] == 2 and report["counts"]["error"] == 5
+
+
+def test_wrong_command_lines_exit_with_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == 2
+    assert main(["doctor", str(tmp_path), "--workers", "0"]) == 2
+    assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_several_paths_of_different_kinds(broken, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("cat\ncat\n")
+    assert main(["doctor", str(tmp_path / "names.txt"), str(broken), str(tmp_path / "missing"), "--workers", "1", "--quiet"]) == 1
+    out = capsys.readouterr().out
+    assert all(f"[{code}]" in out for code in ("bad_vocabulary", "bad_image", "missing_path"))
+
+
+def test_labels_that_count_from_1_get_the_fix(tmp_path, capsys):
+    """The fix that is suggested makes the folder clean."""
+    rows = [clean_row(k) for k in range(8)]
+    from_one = ClassVocabulary(NAMES, label_offset=1, ignore_label=0)
+    for row in rows:
+        row["label_map"] = codec.encode_label_map(codec.decode_label_map(row["label_map"], VOCABULARY), from_one)
+    write_unchecked(tmp_path, rows)
+    assert main(["doctor", str(tmp_path), "--workers", "1", "--quiet"]) == 1
+    assert "set label_offset to 1 and ignore_index to 0 (reduce zero label)" in capsys.readouterr().out
+    edit_vocabulary(tmp_path, label_offset=1, ignore_index=0)
+    assert main(["doctor", str(tmp_path), "--workers", "1", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("format", ["tsv", "parquet"])
+def test_drawn_scenes_have_no_finding(tmp_path, format, capsys):
+    arguments = ["shapes", "--out", str(tmp_path / "shards"), "--format", format, "--num", "train=12,val=6,test=6", "--seed", "1"]
+    assert prepare.main(arguments) == 0
+    capsys.readouterr()
+    assert main(["doctor", str(tmp_path / "shards"), "--workers", "1", "--json", "-", "--quiet"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["samples"] == 24 and {item["code"] for item in report["findings"]} <= {"unused_class"}
+
+
+def test_real_photos_have_no_finding(real_data, capsys):
+    assert main(["doctor", str(real_data / "camvid"), "--workers", "2", "--json", "-", "--quiet"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["samples"] == 701
+    assert [item for item in report["findings"] if item["severity"] != "note"] == []
+
+
+def test_ade20k_as_published_is_told_from_a_list_that_counts_from_0(real_data, tmp_path, capsys):
+    source = real_data / "ade20k_samples"
+    for name in ("images", "labels"):
+        (tmp_path / name).symlink_to(source / name)
+    (tmp_path / "classes.txt").write_text((real_data / "class_lists" / "ade150.txt").read_text())
+    main(["doctor", str(tmp_path), "--workers", "1", "--json", "-", "--quiet", "--label-offset", "1", "--ignore", "0"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["samples"] >= 3 and report["counts"]["error"] == 0
+
+
+def test_the_page_lists_every_code():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| `")]
+    listed = {code.strip(" `"): (severity.strip(), meaning.strip()) for code, severity, meaning in rows}
+    assert listed == {code: tuple(entry) for code, entry in CODES.items()}

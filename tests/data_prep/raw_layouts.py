@@ -1,0 +1,123 @@
+"""Tiny raw copies of datasets in the layouts that converters expect."""
+
+import numpy as np
+from PIL import Image
+
+from ofaseg.data.shards import ShardWriter
+from tests.data.sample_rows import VOCABULARY, make_row
+
+CLASSES = ("sky", "tall grass", "car")
+
+
+def write_photo(path, height: int, width: int, seed: int = 0) -> None:
+    """A photo of noise in the format that the suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)).save(path)
+
+
+def write_values(path, values) -> np.ndarray:
+    """A greyscale PNG of the values; returns them as an array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.asarray(values, dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return values
+
+
+def write_pair(photo, label_map, values, seed: int = 0) -> np.ndarray:
+    """A photo and a label map of one size."""
+    values = write_values(label_map, values)
+    write_photo(photo, *values.shape, seed)
+    return values
+
+
+def row_of(values, height: int = 4) -> np.ndarray:
+    """(height, len(values)): the same values in each line."""
+    return np.tile(np.asarray(values, dtype=np.uint8), (height, 1))
+
+
+def raw_coco_stuff(root):
+    for k, stem in enumerate(("000000000009", "000000000025")):
+        folders = [root / kind / "train2017" for kind in ("images", "annotations")]
+        write_pair(folders[0] / f"{stem}.jpg", folders[1] / f"{stem}.png", row_of([0, 12, 30, 113, 181, 255, k]), k)
+    return ["--root", str(root)]
+
+
+def raw_ade20k(root):
+    for k in range(2):
+        folders = [root / kind / "training" for kind in ("images", "annotations")]
+        stem = f"ADE_train_{k:08d}"
+        write_pair(folders[0] / f"{stem}.jpg", folders[1] / f"{stem}.png", row_of([0, 1, 150, 20 + k, 3]), k)
+    return ["--root", str(root)]
+
+
+def raw_cityscapes(root):
+    for k, city in enumerate(("aachen", "bremen")):
+        stem = f"{city}_000000_{k:06d}"
+        photo = root / "leftImg8bit" / "train" / city / f"{stem}_leftImg8bit.png"
+        folder = root / "gtFine" / "train" / city
+        write_pair(photo, folder / f"{stem}_gtFine_labelIds.png", row_of([0, 7, 33, 4, 11 + k, 26]), k)
+        write_values(folder / f"{stem}_gtFine_instanceIds.png", row_of([0, 7, 33, 4, 11, 26]))
+    return ["--root", str(root)]
+
+
+def raw_folder(root):
+    for k, stem in enumerate(("a", "b", "sub/c")):
+        write_pair(root / "images" / "train" / f"{stem}.jpg", root / "labels" / "train" / f"{stem}.png", row_of([0, 1, 2, 255, k]), k)
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    return ["--root", str(root)]
+
+
+def hf_dataset(root, num: int = 3, offset: int = 0):
+    """A `datasets.Dataset` with photos, label maps, ids and a list of ClassLabels; its files are written below `root`."""
+    import datasets
+
+    columns = {"image": [], "annotation": [], "image_id": [], "objects": []}
+    for k in range(num):
+        write_pair(root / f"{k}.jpg", root / f"{k}.png", row_of([0, 1, 2, 255]) + (row_of([offset] * 3 + [0])), k)
+        columns["image"].append({"bytes": (root / f"{k}.jpg").read_bytes(), "path": None})
+        columns["annotation"].append({"bytes": (root / f"{k}.png").read_bytes(), "path": None})
+        columns["image_id"].append(10 + k)
+        columns["objects"].append([k % 3])
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "annotation": datasets.Image(),
+            "image_id": datasets.Value("int64"),
+            "objects": datasets.Sequence(datasets.ClassLabel(names=list(CLASSES))),
+        }
+    )
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def raw_hf(root):
+    hf_dataset(root / "files").save_to_disk(str(root / "saved"))
+    return ["--root", str(root / "saved")]
+
+
+def write_shards(root, format: str = "tsv", num: int = 5, split: str = "train", columns=None):
+    """Shards with every column, or those given."""
+    rows = [make_row(k) for k in range(num)]
+    with ShardWriter(root, split, VOCABULARY, columns or list(rows[0]), format, rows_per_shard=3) as writer:
+        for row in rows:
+            writer.write(row if columns is None else {name: row[name] for name in columns})
+    return root
+
+
+def raw_shards(root):
+    # label maps of rows 1..3 are there, which is what the checks of every converter want
+    rows = [make_row(k) for k in (1, 2, 3)]
+    with ShardWriter(root, "train", VOCABULARY, list(rows[0]), "parquet") as writer:
+        for row in rows:
+            writer.write(row)
+    return ["--root", str(root)]
+
+
+RAW = {
+    "ade20k": raw_ade20k,
+    "cityscapes": raw_cityscapes,
+    "coco_stuff": raw_coco_stuff,
+    "coco_unseen": raw_coco_stuff,
+    "folder": raw_folder,
+    "hf": raw_hf,
+    "shards": raw_shards,
+}

@@ -1,0 +1,95 @@
+"""The report's page: complete, escaped, without anything from elsewhere; readable at 171 classes."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+
+from ofaseg.evaluation.data_summary import DataSummary, SplitSummary
+from ofaseg.evaluation.html_confusion import confusion_section, heat_map
+from ofaseg.evaluation.html_examples import Example, examples_section
+from ofaseg.evaluation.html_report import Result, html_report, training_charts
+from ofaseg.evaluation.semantic import semantic_scores
+from ofaseg.evaluation.training_log import TrainingLog
+from tests.browser import open_page, requires_chromium
+from tests.evaluation.test_pictures import IMAGE, LABELS, VOCABULARY
+
+
+def log():
+    return TrainingLog("run", {"train_loss": [(k, 3.0 / k) for k in range(1, 2000)], "valid_mIoU": [(10, 20.0), (20, 30.0)]})
+
+
+def full_page():
+    matrix = torch.tensor([[5, 3, 0], [0, 4, 0], [0, 0, 2]])
+    scores = semantic_scores(matrix, VOCABULARY) | {"images": 1}
+    results = [Result("adapted <b>", scores, matrix.numpy()), Result("before", scores)]
+    example = Example("photo <1>", IMAGE, LABELS, {"adapted <b>": LABELS, "before": LABELS}, "worst", 0.25)
+    data = DataSummary("shards", "a <source>", list(VOCABULARY.names), [SplitSummary("val", 7, "6 x 8", 2, [0.25, 0.75, 0.0], [1, 5, 0])])
+    configuration = [("run", {"model": {"_name": "segofa_<nano>"}})]
+    return html_report("Title & more", results, VOCABULARY, [example], [log()], "One.\n\nTwo <i>.", "command", configuration, [data])
+
+
+def test_the_page_stands_alone_and_escapes_names():
+    page = full_page()
+    assert not re.search(r"(?:src|href)=(?!\"data:)|url\(|https?://|@import|fetch\(|XMLHttp", page)
+    assert "grass &amp; &lt;moss&gt;" in page
+    for text in ("Two <i>.", "<moss>", "<source>", "segofa_<", "adapted <b>", "photo <1>"):
+        assert text not in page
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) == 5 and all(re.search(r'alt="[^"]+"', image) for image in images)
+    assert page.count("<svg") == 4 and set(training_charts([log()])) == {"loss", "miou"}
+    assert "Worst photos" in page and "Best photos" not in page and "mIoU 25.0 %" in page
+    empty = html_report("Empty", [], VOCABULARY)
+    assert empty.startswith("<!doctype html>") and "<script" not in empty
+
+
+def test_the_data_summary_tells_shares_and_what_was_left_out():
+    page = full_page()
+    assert "sky</td><td>75.0</td><td>5</td>" in page and "<td>val</td><td>7</td><td>6 x 8</td><td>2</td>" in page
+
+
+def test_an_example_offers_its_layers_and_starts_with_photo_and_prediction():
+    section = examples_section([Example("x", IMAGE, LABELS, {"mine": LABELS})], VOCABULARY)
+    options = re.findall(r'<option value="(\d)"( selected)?>([^<]+)<', section)
+    assert [name for _, _, name in options] == ["photo", "labels", "mine", "errors of mine"] * 2
+    assert [name for _, selected, name in options if selected] == ["photo", "mine"]
+    assert 'type="range"' in section and "Errors of mine on x: 0 % of the labelled pixels" in section
+    without_labels = examples_section([Example("x", IMAGE, None, {"mine": LABELS})], VOCABULARY)
+    assert re.findall(r"selected>([^<]+)<", without_labels) == ["photo", "mine"]
+    alone = examples_section([Example("x", IMAGE)], VOCABULARY)
+    assert re.findall(r"selected>([^<]+)<", alone) == ["photo", "photo"]
+
+
+def test_the_heat_map_leaves_out_what_cannot_be_seen():
+    matrix = np.array([[1000, 4, 0], [0, 300, 700], [0, 0, 0]])
+    root = ET.fromstring(heat_map(matrix, ["a & b", "c", "d"]))
+    titles = [title.text for title in root.iter("title")]
+    assert titles == ["a & b → a & b: 99.6 % (1,000 pixels)", "c → c: 30.0 % (300 pixels)", "c → d: 70.0 % (700 pixels)"]
+    assert "c as d 70 %" in root.get("aria-label")
+    corners = {rect.get("class"): (float(rect.get("x")), float(rect.get("y"))) for rect in root.iter("rect")}
+    assert corners["wrong"][0] > corners["wrong"][1]  # label 1 below, prediction 2 to the right
+
+
+@pytest.mark.parametrize("count", [1, 20, 21, 171])
+def test_names_beside_the_heat_map_do_not_overlap(count):
+    names = [f"a class with a long name {k}" for k in range(count)]
+    root = ET.fromstring(heat_map(np.eye(count, dtype=np.int64), names))
+    rows = sorted(float(text.get("y")) for text in root.iter("text") if text.get("text-anchor") == "end")
+    assert len(rows) == count and all(later - earlier >= 13 for earlier, later in zip(rows, rows[1:]))
+    width = float(root.get("viewBox").split()[2])
+    assert f"width:{width:.0f}px" in root.get("style")  # drawn at its own size, so 171 classes scroll instead of shrinking
+
+
+def test_the_list_of_confusions_names_label_and_prediction():
+    section = confusion_section(np.array([[6, 2], [9, 1]]), ["x <y>", "z"])
+    assert re.search(r"z → <b>x &lt;y&gt;</b></span><span>90.0 % of the label, 50.00 % of all", section)
+    assert "Confused most, by pixels" not in confusion_section(np.diag([1, 2]), ["x", "z"])
+
+
+@requires_chromium
+def test_a_browser_opens_the_page_without_complaint(tmp_path):
+    (tmp_path / "page.html").write_text(full_page(), encoding="utf-8")
+    dom = open_page(tmp_path / "page.html", "#slider=80")
+    assert 'style="--x: 80%;"' in dom and '<figure class="left">' in dom and '<figure class="right">' in dom
