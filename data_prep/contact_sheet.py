@@ -67,8 +67,9 @@ def _tile(image: np.ndarray, label_map: Optional[np.ndarray], name: str, vocabul
     for k, panel in enumerate(panels):
         tile.paste(Image.fromarray(panel), (k * (width + 2), 0))
     font = drawing.font(12, name)
-    while name and font.getlength(name) > tile.width:  # the end of an id tells more than its start
-        name = ".." + name.lstrip(".")[1:] if len(name) > 3 else ""
+    while len(name) > 2 and (length := font.getlength(name)) > tile.width:  # the end of an id tells more than its start
+        kept = min(len(name) - 3, int(len(name) * tile.width / length))
+        name = ".." + name[len(name) - kept :]
     ImageDraw.Draw(tile).text((1, height + 2), name, font=font, fill=(40, 40, 40))
     return tile
 

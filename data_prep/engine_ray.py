@@ -38,10 +38,11 @@ def write_shards(
         return
     plan = replace(plan, folder=plan.folder.absolute())
     with _cluster(ray, workers):
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of ours
         items = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
-        job = items.map(lambda item: _write(plan, item["number"]), num_cpus=1, concurrency=min(workers, len(numbers)))
+        tasks = ray.data.TaskPoolStrategy(size=min(workers, len(numbers)))
+        job = items.map(lambda item: _write(plan, item["number"]), num_cpus=1, compute=tasks)
         try:
             _wait_for(job.iter_rows(), plan, advance, done)
         except ray.exceptions.RayError as error:

@@ -166,7 +166,7 @@ def main(argv=None) -> int:
             workers=args.workers,
             engine=args.engine,
             resume=args.resume,
-            source=args.dataset_options,
+            dataset_options=args.dataset_options,
         )
         for split, source in open_splits(load_dataset_module(args.dataset), args).items():
             print(describe(write_split(source, args.out, split, options)))

@@ -17,7 +17,7 @@ from data_prep.shard_work import ShardPlan, files_state, repeated_id
 from data_prep.source import Source, SourceError
 from data_prep.statistics import Statistics
 from data_prep.summary import read_summary, summarize, summary_path, write_summary
-from data_prep.working_folder import PLAN_FILE, FinishedShard, WorkingFolder, combined_state, describe_plan, folder_of
+from data_prep.working_folder import FinishedShard, WorkingFolder, combined_state, describe_plan, folder_of
 from ofaseg.atomic import remove_leftovers
 from ofaseg.data.exchange import SplitExchange, content_hash, disk_errors
 from ofaseg.data.folder import described_split, read_description, splits_being_written
@@ -30,7 +30,7 @@ _MOST_ROWS, _FEWEST_ROWS, _SHARDS = 5000, 64, 32
 
 @dataclass
 class WriteOptions:
-    """How a split is written; what it holds depends on `format`, `rows_per_shard`, `skip_bad` and `source` only.
+    """How a split is written; what it holds depends on `format`, `rows_per_shard`, `skip_bad` and `dataset_options`.
 
     Attributes:
         format: "tsv" or "parquet".
@@ -39,7 +39,7 @@ class WriteOptions:
         workers: processes, at least 1.
         engine: "local" for the cores of this machine, "ray" for a Ray cluster that shares the folders.
         resume: go on with an unfinished run, and keep a split that is complete.
-        source: the options of the dataset, for telling another run from this one.
+        dataset_options: the options of the dataset, for telling another run from this one.
     """
 
     format: str = "parquet"
@@ -48,7 +48,7 @@ class WriteOptions:
     workers: int = field(default_factory=engine.usable_cores)
     engine: str = "local"
     resume: bool = False
-    source: dict = field(default_factory=dict)
+    dataset_options: dict = field(default_factory=dict)
 
 
 def default_rows_per_shard(samples: int) -> int:
@@ -76,12 +76,13 @@ def write_split(source: Source, out, split: str, options: WriteOptions) -> dict:
     exchange = SplitExchange(out, split, source.vocabulary, source.columns, options.format)
     rows_per_shard = options.rows_per_shard or default_rows_per_shard(len(source))
     plan = ShardPlan(source, folder_of(out, split), exchange.columns, options.format, rows_per_shard, options.skip_bad)
-    description = describe_plan(plan, options.source)
+    description = describe_plan(plan, options.dataset_options)
     plan_hash = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-    if options.resume and (complete := _complete_summary(out, split, plan, plan_hash)):
-        logger.info("%s: complete, kept as it is", split)
-        return complete
     with WorkingFolder(plan, description, options.resume) as folder:
+        if options.resume and (complete := _complete_summary(out, split, plan, plan_hash)):
+            logger.info("%s: complete, kept as it is", split)
+            folder.remove()
+            return complete
         shards = folder.finished()
         if shards is None or not exchange.holds([shard.digests for shard in shards if shard.digests]):
             _write_pending(plan, folder, split, options)
@@ -106,7 +107,7 @@ def write_split(source: Source, out, split: str, options: WriteOptions) -> dict:
 def _complete_summary(out, split: str, plan: ShardPlan, plan_hash: str) -> Optional[dict]:
     """The summary of a split that an earlier run completed by the same plan from the same raw files, if there is one."""
     summary = read_summary(out, split)
-    if summary is None or summary.get("plan") != plan_hash or (plan.folder / PLAN_FILE).exists():
+    if summary is None or summary.get("plan") != plan_hash:
         return None
     description = read_description(out) or {}
     stored = described_split(out, description, split)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import engine
+from data_prep.shapes import ShapesSource
 from data_prep.shard_work import BadSampleError, ShardPlan
 from ofaseg.data.shards import ShardError
 from tests.data_prep.toy_source import ToySource, content, ids, write
@@ -83,7 +84,7 @@ def test_the_whole_group_is_killed_twice(tmp_path):
         process.communicate()
         assert not (out / "vocabulary.json").exists()
     subprocess.run([*command, str(out), "--resume"], cwd=ROOT, check=True, capture_output=True)
-    subprocess.run([*command, str(tmp_path / "undisturbed")], cwd=ROOT, check=True, capture_output=True)
+    write(ShapesSource("val", 200), tmp_path / "undisturbed", "val", rows_per_shard=20)
     assert content(out) == content(tmp_path / "undisturbed") and len(ids(out, "val")) == 200
 
 

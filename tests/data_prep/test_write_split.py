@@ -182,7 +182,7 @@ SOURCE = ToySource(8, bad=[1, 3, 4, 5])
 NEW = [f"sample_{i}" for i in (0, 2, 6, 7)]
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=["tsv", pytest.param("parquet", marks=pytest.mark.slow)])
 def undisturbed(request, tmp_path_factory):
     """(format, folder with two old rows, content of that folder after it was written again)."""
     root = tmp_path_factory.mktemp("undisturbed")
@@ -246,7 +246,7 @@ class TestResume:
             (ToySource(), {"skip_bad": True}, "skip_bad False there, True now"),
             (ToySource(9), {}, "samples 10 there, 9 now, the names of its samples differ"),
             (ToySource(folder="elsewhere"), {}, "another one .the names of its samples differ.; give the same source and options"),
-            (ToySource(), {"source": {"seed": 2}}, "its options differ"),
+            (ToySource(), {"dataset_options": {"seed": 2}}, "its options differ"),
         ],
     )
     def test_another_source_or_other_options_are_refused(self, tmp_path, source, options, message):

@@ -12,7 +12,7 @@ from ofaseg.data import codec
 from ofaseg.data.shards import ShardReader
 from ofaseg.vocabulary import ClassVocabulary
 
-VOCABULARY = ClassVocabulary(names=("sky", "road", "tree"))
+VOCABULARY = ClassVocabulary(names=("sky", "road", "tree"), source="toy pictures")
 
 
 class ToySource(Source):
