@@ -53,7 +53,7 @@ fi
 step "Evaluating, report and gallery"
 device=()
 [ "$NGPU" != 0 ] || device=(--device cpu)
-run "$BIN/ofaseg" evaluate "$OUT/checkpoint_best.pt" "$DATA" --split val --batch-size 8 "${device[@]}" --name "$(basename "$FOLDER")" --out "$OUT/evaluation"
+run "$BIN/ofaseg" evaluate "$OUT/checkpoint_best.pt" "$DATA" --split val --batch-size 8 "${device[@]}" --name model --out "$OUT/evaluation"
 run "$BIN/ofaseg" browse "$DATA" --title "$(basename "$FOLDER")" --out "$OUT/gallery"
 run "$BIN/ofaseg" report "$OUT" --title "Segmentation of $(basename "$FOLDER")"
 step "Done: $OUT/report.html, $OUT/gallery/index.html, $OUT/checkpoint_best.pt"
