@@ -230,7 +230,7 @@ def our_rows(folder: Path, vocabulary: ClassVocabulary, augment: bool) -> Seq2Se
     """Our training dataset of the shards in `folder`."""
     reader, transform = ShardReader.for_split(folder, "train"), training_transform if augment else crop_transform
     source = torch.zeros(36, dtype=torch.long)
-    return Seq2SeqSegmentationDataset(reader, vocabulary, transform, training=True, strict=True, source_tokens=source)
+    return Seq2SeqSegmentationDataset(reader, vocabulary, transform, training=True, on_bad_sample="raise", source_tokens=source)
 
 
 def image_free_samples(rows: int, num_classes: int) -> ArtificialImageDataset:
