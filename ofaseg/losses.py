@@ -20,7 +20,7 @@ def upsampled_cross_entropy(class_logits: Tensor, target: Tensor, label_smoothin
 
     Args:
         class_logits: (B, K, h, w) on the patch grid, any float type.
-        target: (B, H, W) long, class ids 0..K-1 or IGNORE_INDEX.
+        target: (B, H, W) integers of any width, class ids 0..K-1 or IGNORE_INDEX.
         label_smoothing: epsilon in 0..1, torch's semantics.
 
     Returns: float32 scalar, 0 when no pixel is labelled.
@@ -90,7 +90,7 @@ def _loss_and_gradient(class_logits: Tensor, target: Tensor, smoothing: float, n
 def _pixel_loss(scores: Tensor, target: Tensor, labelled: Tensor, smoothing: float, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Summed loss of scores (R, K, W) against target (R, W), and its gradient in place of the scores."""
     classes = scores.shape[1]
-    index = target.clamp(min=0).unsqueeze(1)
+    index = target.clamp(min=0).long().unsqueeze(1)
     log_probs = F.log_softmax(scores, dim=1)
     loss = -(1 - smoothing) * log_probs.gather(1, index).squeeze(1)
     if smoothing:

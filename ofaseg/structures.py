@@ -7,8 +7,8 @@ A **batch** (what every dataset's ``collater`` returns) is a dict:
 ``nsentences``       int B
 ``ntokens``          int B; what fairseq counts for its words-per-second
 ``net_input``        dict of keyword arguments of ``model.forward``
-``target``           LongTensor (B, H, W) of class ids, ``IGNORE_INDEX`` where there is no label; or absent
-``native_label_maps`` list of B LongTensor (H_i, W_i): labels at the photo's own size (evaluation), or absent
+``target``           integer tensor (B, H, W) of class ids, 16 bit where they fit, ``IGNORE_INDEX`` where there is no label; or absent
+``native_label_maps`` list of B integer tensors (H_i, W_i): labels at the photo's own size (evaluation), or absent
 ``native_sizes``     list of B (H_i, W_i), the photo's own height and width
 ==================== =============================================================================================
 """

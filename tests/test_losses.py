@@ -64,3 +64,9 @@ def test_without_gradient():
 def test_bad_arguments(logits, target, smoothing):
     with pytest.raises(ValueError, match="need logits|label_smoothing"):
         upsampled_cross_entropy(torch.zeros(logits), torch.zeros(target, dtype=torch.long), smoothing)
+
+
+def test_narrow_class_ids_give_the_same_loss():
+    logits, target = torch.randn(2, 3, 4, 5), torch.randint(IGNORE_INDEX, 3, (2, 8, 10))
+    expected = upsampled_cross_entropy(logits, target, 0.1)
+    assert torch.equal(upsampled_cross_entropy(logits, target.to(torch.int16), 0.1), expected)

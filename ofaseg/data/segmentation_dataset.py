@@ -155,7 +155,7 @@ class SegmentationDataset(PlainBatches):
         ) from error
 
     def load(self, index: int) -> dict:
-        """The sample of row `index`: image (3, H, W) uint8, label_map (H, W) long, native_size, native_label_map.
+        """The sample of row `index`: image (3, H, W) uint8, label_map (H, W) int16 or int32, native_size, native_label_map.
 
         Raises:
             ShardError, CodecError: the row is broken; the message names file, row and column.
@@ -168,7 +168,7 @@ class SegmentationDataset(PlainBatches):
         out = to_tensors(self.transform(sample, rng))
         out.update(id=index, native_size=native_size)
         if not self.training:
-            out["native_label_map"] = torch.from_numpy(label_map).long()
+            out["native_label_map"] = torch.from_numpy(label_map)
         return out
 
     def collater(self, samples: list) -> dict:

@@ -202,10 +202,13 @@ def random_scale_crop_flip(
 
 
 def to_tensors(sample: dict) -> dict:
-    """image -> uint8 (3, H, W) RGB, label_map -> long (H, W); contiguous copies."""
+    """image -> uint8 (3, H, W) RGB, label_map -> (H, W) of its own integer type; contiguous copies.
+
+    A batch travels to the device as it is: 16-bit class ids are a quarter of the bytes that long ones have.
+    """
     planes = np.empty((3, *sample["image"].shape[:2]), np.uint8)
     cv2.split(sample["image"], list(planes))
     result = sample | {"image": torch.from_numpy(planes)}
     if "label_map" in sample:
-        result["label_map"] = torch.from_numpy(np.ascontiguousarray(sample["label_map"])).long()
+        result["label_map"] = torch.from_numpy(np.ascontiguousarray(sample["label_map"]))
     return result

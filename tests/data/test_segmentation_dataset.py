@@ -104,7 +104,7 @@ def test_two_workers_give_the_same_batches_as_none(tmp_path, format):
     assert [batch["id"].tolist() for batch in alone] == [batch["id"].tolist() for batch in shared] and len(alone) == 3
     for first, second in zip(alone, shared):
         image, target = first["net_input"]["image"], first["target"]
-        assert image.dtype == torch.uint8 and image.shape[1:] == (3, 24, 24) and target.dtype == torch.long
+        assert image.dtype == torch.uint8 and image.shape[1:] == (3, 24, 24) and target.dtype == torch.int16
         assert torch.equal(image, second["net_input"]["image"]) and torch.equal(target, second["target"])
         assert image.is_contiguous() and second["net_input"]["image"].is_shared() and second["target"].is_shared()
 

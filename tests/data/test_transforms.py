@@ -296,5 +296,5 @@ class TestPipeline:
         data = transforms.random_crop(sample(8, 12), np.random.default_rng(0), (6, 9), cat_max_ratio=1.0)
         out = transforms.to_tensors(data)
         assert out["image"].dtype == torch.uint8 and out["image"].shape == (3, 6, 9) and out["image"].is_contiguous()
-        assert out["label_map"].dtype == torch.long and out["label_map"].shape == (6, 9)
+        assert out["label_map"].dtype == torch.int32 and out["label_map"].shape == (6, 9)
         np.testing.assert_array_equal(out["image"].numpy().transpose(1, 2, 0), data["image"])
