@@ -5,8 +5,7 @@ from typing import Optional, Sequence
 
 import numpy as np
 
-from data_prep.source import SourceError
-from ofaseg.data import codec
+from data_prep.source import SourceError, stored_label_values
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
 
 _DEFAULT_IGNORE = 255
@@ -33,10 +32,15 @@ def user_vocabulary(names: Sequence[str], label_offset: int, ignore: Optional[Se
 
     Raises:
         VocabularyError: no or repeated names, or an ignored value that is also a class.
-        SourceError: a negative offset.
+        SourceError: a negative offset, or a further ignored value that is also a class.
     """
     if label_offset < 0:
         raise SourceError(f"--label-offset {label_offset} is negative; give the label value of the first class, 0 or more")
+    last = label_offset + len(names) - 1
+    for value in (ignore or ())[1:]:
+        if label_offset <= value <= last:
+            classes = f"{len(names)} classes have {label_offset}..{last}"
+            raise SourceError(f"--ignore {value} is also the label value of a class ({classes}); leave it out, or correct --label-offset")
     return ClassVocabulary(names=tuple(names), label_offset=label_offset, ignore_label=ignore[0] if ignore else None, source=source)
 
 
@@ -73,25 +77,13 @@ def _cure(values: np.ndarray, vocabulary: ClassVocabulary) -> str:
     return "Name every class in the class list, or give the values without a class by --ignore"
 
 
-def stored_values(data: bytes, where: str) -> np.ndarray:
-    """(H, W) uint8 or uint16 values of a label image.
-
-    Raises:
-        SourceError: damaged, a JPEG, or not one channel of integers.
-    """
-    try:
-        return codec.decode_stored_labels(data, where)
-    except codec.CodecError as error:
-        raise SourceError(str(error)) from error
-
-
 def label_map_to_store(data: bytes, vocabulary: ClassVocabulary, ignore: Sequence[int], where: str) -> bytes | np.ndarray:
     """The label map as a sample holds it: the bytes as they are where every value is one of the vocabulary's, else class ids.
 
     Raises:
-        SourceError: as `stored_values` and `class_ids`.
+        SourceError: as `stored_label_values` and `class_ids`.
     """
-    stored = stored_values(data, where)
+    stored = stored_label_values(data, where)
     ids = class_ids(stored, vocabulary, ignore, where)
     others = [value for value in ignore if value != vocabulary.ignore_label]
     is_png = data.startswith(b"\x89PNG")

@@ -1,13 +1,12 @@
 """Reading raw datasets: what converters share."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from ofaseg.data import codec
 from ofaseg.vocabulary import ClassVocabulary
 
 
@@ -64,13 +63,16 @@ def read_label_file(path) -> np.ndarray:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: label map not found; every photo needs one of the same name") from error
+    return stored_label_values(data, str(path))
+
+
+def stored_label_values(data: bytes, where: str) -> np.ndarray:
+    """(H, W) uint8 or uint16 values of a label map's bytes, as stored.
+
+    Raises:
+        SourceError: damaged, a JPEG, or not one channel of integers; `where` stands before the reason.
+    """
     try:
-        stored = np.asarray(Image.open(io.BytesIO(data)))
-    except UnidentifiedImageError as error:
-        raise SourceError(f"{path}: damaged label map (not an image); copy it again") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SourceError(f"{path}: damaged label map ({error}); copy it again") from error
-    if stored.ndim != 2 or stored.dtype.kind != "u":
-        problem = f"a label map of shape {stored.shape} {stored.dtype}, expected one channel of class ids"
-        raise SourceError(f"{path}: {problem}; convert it first")
-    return stored
+        return codec.decode_stored_labels(data, where)
+    except codec.CodecError as error:
+        raise SourceError(str(error)) from error

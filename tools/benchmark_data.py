@@ -143,7 +143,7 @@ def row_latency(reader, count: int = 2000) -> float:
 # ---- workers ----
 
 
-def worker_rates(dataset, batches: int = 96) -> dict[str, float]:
+def worker_rates(dataset, batches: int) -> dict[str, float]:
     """Rows per second of augmented batches, in this process and from one and two data workers, after the first batches."""
     generator = np.random.default_rng(0)
     order = generator.integers(0, len(dataset), (_WARM_BATCHES + batches) * _BATCH).reshape(-1, _BATCH).tolist()
@@ -190,8 +190,14 @@ def index_times(folder: Path, rows: int) -> dict[str, float]:
 # ---- all of it ----
 
 
-def measure(rows: int, rounds: int, index_rows: int = INDEX_ROWS) -> dict:
-    """Everything that `tables` shows."""
+def measure(rows: int, repeats: int, index_rows: int = INDEX_ROWS, batches: int = 96) -> dict:
+    """Everything that `tables` shows, medians of `repeats`; for a process of its own, since it forks data workers.
+
+    Args:
+        rows: photos.
+        index_rows: lines of the TSV that is indexed.
+        batches: batches that are timed with data workers.
+    """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ofaseg-benchmark-") as folder:
         root = Path(folder)
@@ -202,9 +208,9 @@ def measure(rows: int, rounds: int, index_rows: int = INDEX_ROWS) -> dict:
         ours = sources["ours: TSV", True]
         return {
             "photos": kind,
-            "rates": rates(sources, rounds),
-            "stages": stages(ours, rounds),
-            "workers": {name: worker_rates(sources[name, True]) for name in ("ours: TSV", "ours: Parquet")},
+            "rates": rates(sources, repeats),
+            "stages": stages(ours, repeats),
+            "workers": {name: worker_rates(sources[name, True], batches) for name in ("ours: TSV", "ours: Parquet")},
             "latency": {name: row_latency(sources[name, True].reader) for name in ("ours: TSV", "ours: Parquet")},
             "index": index_times(root, index_rows),
         }
@@ -240,4 +246,4 @@ def tables(result: dict) -> list[str]:
 if __name__ == "__main__":
     logging.getLogger().setLevel(logging.WARNING)  # importing fairseq leaves it at DEBUG, and Pillow logs every chunk
     request = json.loads(sys.argv[1])
-    print(json.dumps(measure(request["rows"], request["repeats"])))
+    print(json.dumps(measure(**request)))

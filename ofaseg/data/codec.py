@@ -6,7 +6,9 @@ class vocabulary explains (`ClassVocabulary.label_offset`, `ClassVocabulary.igno
 
 import functools
 import io
+import struct
 import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -27,7 +29,9 @@ MAX_PIXELS = 178_956_970
 
 _OUT_OF_RANGE = -2
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+# what Pillow's plug-ins raise at damaged files; those of TIFF do not stop at the documented ones
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_DECODE_ERRORS += (TypeError, KeyError, IndexError, OverflowError, struct.error, zlib.error)
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -76,6 +80,7 @@ def _open(data: bytes, where: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
+            frames = getattr(image, "n_frames", 1)  # TIFF reads on to count them
     except Image.DecompressionBombError as error:
         raise CodecError(_message(where, f"{error}; store a smaller image")) from error
     except _DECODE_ERRORS as error:
@@ -84,8 +89,8 @@ def _open(data: bytes, where: str) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise CodecError(_message(where, f"image size {width}x{height} is outside 1..{MAX_PIXELS} pixels; store another image"))
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise CodecError(_message(where, f"{image.format} with {image.n_frames} frames; store one of them as JPEG or PNG"))
+    if image.format != "MPO" and frames > 1:
+        raise CodecError(_message(where, f"{image.format} with {frames} frames; store one of them as JPEG or PNG"))
     return image
 
 

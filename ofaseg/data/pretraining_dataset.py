@@ -322,7 +322,7 @@ class PretrainingDataset(SegmentationDataset):
         bad = [sample for sample in samples if isinstance(sample, BadRow)]
         samples = [sample for sample in samples if not isinstance(sample, BadRow)]
         if not samples and self.training:
-            samples = [self._next_readable(bad)]
+            samples = [self._another_row(bad)]
         parts = {part: [sample for sample in samples if sample["part"] == part] for part in INPUTS}
         samples = [sample for part in INPUTS for sample in parts[part]]
         target = pad_sequences([sample["target"] for sample in samples], self.symbols.pad)

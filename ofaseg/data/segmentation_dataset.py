@@ -174,7 +174,7 @@ class SegmentationDataset(PlainBatches):
     def collater(self, samples: list) -> dict:
         """Batch of `ofaseg.structures`; rows that failed are listed under `bad_rows`.
 
-        A training batch that lost all its rows takes the next readable one, so that every rank has a step to take. One
+        A training batch that lost all its rows takes another readable one, so that every rank has a step to take. One
         without rows is {}, by which fairseq knows that this rank has run out of batches before the others.
         """
         if not samples and self.training:
@@ -182,7 +182,7 @@ class SegmentationDataset(PlainBatches):
         bad = [sample for sample in samples if isinstance(sample, BadRow)]
         good = [sample for sample in samples if not isinstance(sample, BadRow)]
         if not good and bad and self.training:
-            good = [self._next_readable(bad)]
+            good = [self._another_row(bad)]
         batch = {"id": torch.tensor([s["id"] for s in good], dtype=torch.long), "nsentences": len(good), "ntokens": len(good)}
         batch["bad_rows"] = [b.message for b in bad]
         batch["net_input"] = {}
@@ -197,13 +197,17 @@ class SegmentationDataset(PlainBatches):
             batch["native_label_maps"] = [s["native_label_map"] for s in good]
         return batch
 
-    def _next_readable(self, bad: list[BadRow]) -> dict:
-        last = bad[-1].index
-        for step in range(1, len(self)):
-            sample = self[(last + step) % len(self)]
+    def _another_row(self, bad: list[BadRow]) -> dict:
+        """A readable row from anywhere, the same for the same epoch and batch: neighbours of bad rows are often bad too.
+
+        Raises:
+            TooManyBadRows: `MAX_BAD_IN_A_ROW` rows, those of the batch included, cannot be read.
+        """
+        rng = np.random.default_rng((self.seed, self.epoch, bad[-1].index))
+        while True:  # reading raises after so many bad rows
+            sample = self[int(rng.integers(len(self)))]
             if not isinstance(sample, BadRow):
                 return sample
-        raise ShardError(f"no row of the training shards can be read; the first problem: {bad[0].message}")
 
 
 def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str]) -> tuple[np.ndarray, np.ndarray]:

@@ -241,3 +241,19 @@ class TestLabelMap:
         np.testing.assert_array_equal(codec.decode_segment_map(codec.encode_segment_map(ids)), ids)
         with pytest.raises(CodecError, match="outside"):
             codec.encode_segment_map(np.array([[2**24]]))
+
+
+def test_damaged_tiff_files_end_in_one_kind_of_error():
+    """Pillow's TIFF reader raises whatever a flipped byte leads to."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(64, 48, 3)).save(buffer, "TIFF")
+    whole, rng, refused = buffer.getvalue(), np.random.default_rng(0), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[int(rng.integers(8, 300))] ^= 1 << int(rng.integers(8))
+        try:
+            codec.decode_image(bytes(data), "photo.tif")
+        except codec.CodecError as error:
+            refused += 1
+            assert str(error).startswith("photo.tif: ")
+    assert refused > 20

@@ -30,6 +30,8 @@ ROW = {
 class Rows(list):
     """A reader of rows that lie in memory."""
 
+    paths = ("rows.tsv",)
+
     def __getitem__(self, index):
         return dict(super().__getitem__(index))
 
@@ -215,7 +217,8 @@ def test_a_bad_row_is_named_and_left_out(options, message, caplog):
     with pytest.raises((ShardError, codec.CodecError), match=f"^rows.tsv, .*{message}"):
         strict(**options)[0]
     data = dataset(**options)
-    with pytest.raises(ShardError, match="no row of the training shards can be read; the first problem: rows.tsv, row 0"):
+    del data.reader[1:]
+    with pytest.raises(ShardError, match="100 rows in a row cannot be read, the last: rows.tsv, row"):
         data.collater([data[0]])
     assert "row 0 is left out: rows.tsv, row 0" in caplog.text
 
@@ -238,7 +241,7 @@ def test_a_bad_row_costs_only_itself():
     batch = data.collater([data[k] for k in range(4)])
     assert batch["id"].tolist() == [0, 2, 3] and batch["nsentences"] == 3
     assert [message.split(":")[0] for message in batch["bad_rows"]] == ["rows.tsv, row 1, column captions"]
-    assert data.collater([data[1]])["id"].tolist() == [2], "a training batch that lost all rows takes the next readable one"
+    assert data.collater([data[1]])["id"].tolist()[0] in (0, 2, 3), "a training batch that lost all rows takes another readable one"
     evaluation = dataset(caption=1, rows=rows, options={"training": False})
     empty = evaluation.collater([evaluation[1]])
     assert (empty["nsentences"], empty["ntokens"], len(empty["bad_rows"])) == (0, 0, 1)

@@ -1,10 +1,14 @@
 """CamVid: both layouts, values, and errors that name the file."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_prep import camvid
+from data_prep.source import SourceError
 from ofaseg.data import codec
 from ofaseg.vocabulary import IGNORE_INDEX
 
@@ -99,3 +103,12 @@ def test_real_pack(real_data):
     share = 100 * pixels / pixels.sum()
     documented = [16.9, 23.3, 1.0, 31.7, 4.5, 9.7, 1.2, 1.1, 5.9, 0.6, 0.3, 4.0]
     np.testing.assert_allclose(share, documented, atol=1.5)
+
+
+def test_a_label_map_of_impossible_size_is_named(tmp_path):
+    path = tmp_path / "bomb.png"
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IEND\xaeB`\x82")
+    with pytest.raises(SourceError, match="bomb.png.*store a smaller image"):
+        camvid.read_label_map(path)

@@ -24,6 +24,13 @@ def png(values, mode="L", **options):
     return buffer.getvalue()
 
 
+def test_no_ignored_value_may_be_a_class():
+    with pytest.raises(SourceError, match=r"--ignore 0 is also the label value of a class \(3 classes have 0..2\)"):
+        user_vocabulary(NAMES, 0, (255, 0), "test")
+    with pytest.raises(VocabularyError, match="ignore label 0 is also the stored value of a class"):
+        user_vocabulary(NAMES, 0, (0, 255), "test")
+
+
 @pytest.mark.parametrize(
     "offset, ignore, stored, expected",
     [
