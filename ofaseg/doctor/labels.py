@@ -76,7 +76,7 @@ def diagnose(tally: LabelTally, vocabulary: ClassVocabulary, where: str) -> list
     outside = sorted(value for value in tally.values if value not in classes and value not in ignored)
     if outside:
         return [_outside(tally, vocabulary, outside)]
-    return _shifted_in_range(tally, vocabulary) or _occurrence(tally, vocabulary, where)
+    return _black_and_white(tally, vocabulary) or _shifted_in_range(tally, vocabulary) or _occurrence(tally, vocabulary, where)
 
 
 def _outside(tally: LabelTally, vocabulary: ClassVocabulary, outside: list[int]) -> Finding:
@@ -104,6 +104,16 @@ def _outside(tally: LabelTally, vocabulary: ClassVocabulary, outside: list[int])
     needed = max(used, default=0) - vocabulary.label_offset + 1
     cure = f"give {needed} class names, or map the labels to the {number} classes (reduce zero label if 0 is background)"
     return finding("class_count", file, seen, cure, row, "label_map")
+
+
+def _black_and_white(tally: LabelTally, vocabulary: ClassVocabulary) -> list[Finding]:
+    """Masks of 0 and 255 where 255 is no label: read as they are, one class would be everywhere and the other never seen."""
+    if set(tally.values) != {0, 255} or 255 in class_values(vocabulary) or len(vocabulary) < 2:
+        return []
+    message = f"the {tally.maps} maps hold 0 and 255 alone, and 255 means no label, so {len(vocabulary) - 1} classes never occur"
+    cure = "divide the values by 255 if this is a mask of two classes, saved to be looked at"
+    file, row = tally.values[255].place
+    return [finding("stretched_labels", file, message, cure, row, "label_map")]
 
 
 def _shifted_in_range(tally: LabelTally, vocabulary: ClassVocabulary) -> list[Finding]:

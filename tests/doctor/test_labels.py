@@ -47,7 +47,10 @@ def test_values_are_counted_with_their_first_place():
         ([[0, 50, 100]], {}, ["stretched_labels"]),
         ([[0, 255]], {"ignore_label": 99}, ["stretched_labels"]),
         ([[255, 255], [255]], {}, ["labels_empty"]),
-        ([[0, 0], [0, 255]], {}, ["one_class"]),
+        ([[0, 255], [0, 0]], {}, ["stretched_labels"]),
+        ([[0, 255]], {"label_offset": 1, "ignore_label": 0}, ["stretched_labels"]),
+        ([[0, 0], [0]], {}, ["one_class"]),
+        ([[3, 3], [3, 255]], {}, ["one_class"]),
         ([], {}, []),
     ],
 )

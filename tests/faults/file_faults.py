@@ -306,8 +306,13 @@ def labels_stretched_for_display(root):
     relabel(root, lambda values: np.where(values == 255, 0, values) * 100)
 
 
-@fault("shards", "stretched_labels", "label value 255", column="label_map", row=0, also=("label_range",))
+@fault("shards", "stretched_labels", column="label_map", row=0)
 def mask_of_0_and_255(root):
+    relabel(root, lambda values: np.where(values == 1, 255, 0), ClassVocabulary(("background", "cell")))
+
+
+@fault("shards", "stretched_labels", "label value 255", column="label_map", row=0, also=("label_range",))
+def mask_of_0_and_255_with_another_ignore_value(root):
     relabel(root, lambda values: np.where(values == 1, 255, 0), ClassVocabulary(("background", "cell"), ignore_label=254))
 
 
