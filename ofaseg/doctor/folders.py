@@ -12,6 +12,7 @@ from ofaseg.data import codec
 from ofaseg.data.foreign import foreign_kind
 from ofaseg.data.pairs import Pair, pair_by_stem
 from ofaseg.doctor.findings import Finding, Findings, finding, from_error
+from ofaseg.doctor.labels import LabelTally, maybe_shifted
 from ofaseg.doctor.samples import SampleCheck
 from ofaseg.doctor.scan import CHUNK, Piece, Seen, run
 from ofaseg.doctor.splits import check_labels, check_photos, gather
@@ -45,12 +46,15 @@ def check_raw_folder(root: str, findings: Findings, workers: int = 1, quiet: boo
     for pair in pairing.pairs:
         splits.setdefault(pair.stem.split("/")[0] if "/" in pair.stem else "", []).append(pair)
     photos: dict[bytes, tuple[str, Seen]] = {}
+    together = LabelTally()
     for split, pairs in splits.items():
         tasks = [Pairs(pairs[start : start + CHUNK], vocabulary) for start in range(0, len(pairs), CHUNK)]
         with tqdm(total=len(pairs), desc=f"{Path(root).name} {split}".strip(), unit="pair", disable=quiet or None) as bar:
             whole = gather(run(scan_pairs, tasks, workers, bar), findings)
-        check_labels(whole, vocabulary, str(Path(root) / "labels" / split), findings)
+        check_labels(whole, vocabulary, str(Path(root) / "labels" / split), findings, together)
         check_photos(split, whole.seen, photos, findings)
+    if vocabulary is not None:
+        findings.add(*maybe_shifted(together, vocabulary, str(Path(root) / "labels")))
 
 
 def _vocabulary(root: Path, findings: Findings, conventions: Conventions) -> Optional[ClassVocabulary]:

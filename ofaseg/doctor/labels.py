@@ -1,6 +1,6 @@
 """What the label values of a whole split say: shifted by one, another ignore value, too many classes, nothing but background."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import gcd
 from typing import Optional
@@ -11,7 +11,14 @@ from ofaseg.doctor.findings import Finding, finding
 from ofaseg.vocabulary import ClassVocabulary
 
 IGNORE_CONVENTIONS = (255, 65535)
+BACKGROUND_WORDS = {"background", "other", "void", "unlabeled", "unlabelled", "unknown", "ignore", "nothing", "none", "rest", "misc"}
 _FEW_VALUES = 40
+_MANY_MAPS, _FEW_MAPS, _ENOUGH_MAPS = 0.9, 0.1, 3
+
+_FROM_ONE = (
+    "set label_offset to 1 and ignore_index to 0 (reduce zero label), or, if 0 is a class of its own, add its name at the start of "
+    "the class list"
+)
 
 
 @dataclass
@@ -54,7 +61,7 @@ class LabelTally:
                 mine = self.values[value]
                 mine.pixels, mine.maps = mine.pixels + count.pixels, mine.maps + count.maps
             else:
-                self.values[value] = count
+                self.values[value] = replace(count)
 
 
 def class_values(vocabulary: ClassVocabulary) -> range:
@@ -93,10 +100,7 @@ def _outside(tally: LabelTally, vocabulary: ClassVocabulary, outside: list[int])
         cure = f"say that {outside[0]} means no label: set ignore_index to {outside[0]} in vocabulary.json, or map the value to "
         return finding("ignore_value", file, seen, cure + str(vocabulary.ignore_label), row, "label_map")
     if vocabulary.label_offset == 0 and outside == [number] and 0 in tally.values:
-        cure = (
-            "0 is background or no label and the classes start at 1 (as in ADE20K): set label_offset to 1 and ignore_index to 0 "
-            "(reduce zero label), or, if 0 is a class of its own, add its name at the start of the class list"
-        )
+        cure = f"0 is background or no label and the classes start at 1 (as in ADE20K): {_FROM_ONE}"
         return finding("reduce_zero_label", file, seen, cure, row, "label_map")
     if outside == [0] and vocabulary.label_offset == 1:
         cure = "0 stands for background or no label: set ignore_index to 0, or set label_offset to 0 and name class 0"
@@ -126,6 +130,26 @@ def _shifted_in_range(tally: LabelTally, vocabulary: ClassVocabulary) -> list[Fi
     cure = "if the classes are stored from 0 and 255 is no label, set label_offset to 0 and ignore_index to 255"
     file, row = tally.values[0].place
     return [finding("reduce_zero_label", file, message, cure, row, "label_map")]
+
+
+def maybe_shifted(tally: LabelTally, vocabulary: ClassVocabulary, where: str) -> list[Finding]:
+    """Signs that 0 means background or no label although class 0 is a real class, where every value is one of a class.
+
+    That is so when the last classes are rare (ADE20K's 0..150 read with its 150 names, and no 150 in the maps). The signs: 0 is
+    in nearly every map, hardly a map has an ignore value, and the last class never occurs. They are weak in one small split, so
+    `tally` should hold the maps of all splits.
+    """
+    classes, ignored = class_values(vocabulary), no_label_values(vocabulary)
+    named = set(vocabulary.names[0].lower().replace("_", " ").split()) & BACKGROUND_WORDS
+    if named or vocabulary.label_offset or len(vocabulary) < 3 or tally.maps < _ENOUGH_MAPS:
+        return []
+    share = {value: count.maps / tally.maps for value, count in tally.values.items()}
+    full_range = any(value not in classes and value not in ignored for value in share) or classes[-1] in share
+    if full_range or len(share) < 3 or share.get(0, 0) < _MANY_MAPS or any(share.get(value, 0) > _FEW_MAPS for value in ignored):
+        return []
+    message = f"0 is in {tally.values[0].maps} of {tally.maps} maps, no value means no label, and {classes[-1]} never occurs: is 0 "
+    message += f"{vocabulary.names[0]!r}, as the class list says, or background?"
+    return [finding("maybe_shifted", where, message, f"nothing to do if it is the class; else {_FROM_ONE}", column="label_map")]
 
 
 def _occurrence(tally: LabelTally, vocabulary: ClassVocabulary, where: str) -> list[Finding]:

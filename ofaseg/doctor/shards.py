@@ -1,6 +1,8 @@
 """Checks of data folders and single shard files."""
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -13,9 +15,10 @@ from ofaseg.data.rows import ShardError
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.data.tsv import index_problem
 from ofaseg.doctor.findings import Findings, finding, from_error
-from ofaseg.doctor.scan import Seen, row_tasks, run, scan_rows
+from ofaseg.doctor.labels import LabelTally, maybe_shifted
+from ofaseg.doctor.scan import Piece, Seen, row_tasks, run, scan_rows
 from ofaseg.doctor.splits import check_ids, check_labels, check_photos, gather
-from ofaseg.doctor.vocabulary import check_names
+from ofaseg.doctor.vocabulary import check_names, check_written_names
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError
 
 
@@ -25,6 +28,16 @@ class Opened(NamedTuple):
     path: str
     rows: int
     columns: tuple[str, ...]
+
+
+@dataclass
+class Known:
+    """What is known of a data folder while its splits are checked: vocabulary.json, and the photos and label values so far."""
+
+    description: dict
+    vocabulary: Optional[ClassVocabulary]
+    photos: dict[bytes, tuple[str, Seen]] = field(default_factory=dict)
+    together: LabelTally = field(default_factory=LabelTally)
 
 
 def check_data_folder(root: str, findings: Findings, workers: int = 1, quiet: bool = False) -> None:
@@ -38,11 +51,15 @@ def check_data_folder(root: str, findings: Findings, workers: int = 1, quiet: bo
             findings.add(finding("incomplete_split", root, message, "copy the folder again, or write the split again"))
     opened = {split: _open_split(root, split, paths, description, findings) for split, paths in splits.items()}
     tasks = {split: _tasks(files, vocabulary) for split, files in opened.items()}
-    photos: dict[bytes, tuple[str, Seen]] = {}
+    known = Known(description, vocabulary)
     for split, files in opened.items():
         total = sum(file.rows for file in files)
         with tqdm(total=total, desc=f"{Path(root).name} {split}", unit="row", disable=quiet or None) as bar:
-            _finish_split(root, split, files, run(scan_rows, tasks[split], workers, bar), description, vocabulary, photos, findings)
+            _finish_split(root, split, files, run(scan_rows, tasks[split], workers, bar), known, findings)
+        if vocabulary is not None:
+            findings.add(*check_written_names(vocabulary, root, split))
+    if vocabulary is not None:
+        findings.add(*maybe_shifted(known.together, vocabulary, root))
 
 
 def check_shard_file(path: str, findings: Findings, workers: int = 1, quiet: bool = False) -> None:
@@ -51,7 +68,10 @@ def check_shard_file(path: str, findings: Findings, workers: int = 1, quiet: boo
     files = [file for file in (_open(path, findings),) if file is not None]
     with tqdm(total=sum(file.rows for file in files), desc=Path(path).name, unit="row", disable=quiet or None) as bar:
         pieces = run(scan_rows, _tasks(files, vocabulary), workers, bar)
-        _finish_split(str(Path(path).parent), "", files, pieces, {}, vocabulary, {}, findings)
+        known = Known({}, vocabulary)
+        _finish_split(str(Path(path).parent), "", files, pieces, known, findings)
+    if vocabulary is not None:
+        findings.add(*maybe_shifted(known.together, vocabulary, path))
 
 
 def _description(root: str, findings: Findings) -> tuple[dict, Optional[ClassVocabulary]]:
@@ -138,17 +158,17 @@ def _tasks(files: list[Opened], vocabulary: Optional[ClassVocabulary]) -> list:
     return [task for file in files for task in row_tasks(file.path, file.rows, vocabulary)]
 
 
-def _finish_split(root, split, files, pieces, description, vocabulary, photos, findings: Findings) -> None:
+def _finish_split(root: str, split: str, files: list[Opened], pieces: Iterable[Piece], known: Known, findings: Findings) -> None:
     """Adds the findings of all rows of a split, and those that only all rows together show."""
     whole = gather(pieces, findings)
     where = files[0].path if len(files) == 1 else root
-    check_labels(whole, vocabulary, where, findings)
-    if vocabulary is None and whole.tally.maps and not findings.counts["bad_vocabulary"]:
+    check_labels(whole, known.vocabulary, where, findings, known.together)
+    if known.vocabulary is None and whole.tally.maps and not findings.counts["bad_vocabulary"]:
         cure = "write a vocabulary.json with the class names, or train with --class-names"
         findings.add(finding("no_vocabulary", where, "label maps, but no class names in a vocabulary.json beside them", cure))
     check_ids(whole.seen, findings)
-    check_photos(split, whole.seen, photos, findings)
-    _check_hashes(root, split, files, whole.seen, description, findings)
+    check_photos(split, whole.seen, known.photos, findings)
+    _check_hashes(root, split, files, whole.seen, known.description, findings)
 
 
 def _check_hashes(root: str, split: str, files: list[Opened], seen: list[Seen], description: dict, findings: Findings) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Optional
 
 from ofaseg.doctor.findings import Findings, finding
-from ofaseg.doctor.labels import diagnose
+from ofaseg.doctor.labels import LabelTally, diagnose
 from ofaseg.doctor.scan import Piece, Seen
 from ofaseg.vocabulary import ClassVocabulary
 
@@ -21,10 +21,14 @@ def gather(pieces: Iterable[Piece], findings: Findings) -> Piece:
     return whole
 
 
-def check_labels(whole: Piece, vocabulary: Optional[ClassVocabulary], where: str, findings: Findings) -> None:
-    """Samples without a map among others, and the label values of all maps; `where` is the folder or file of the split."""
+def check_labels(whole: Piece, vocabulary: Optional[ClassVocabulary], where: str, findings: Findings, together: LabelTally) -> None:
+    """Samples without a map among others, and the label values of all maps; `where` is the folder or file of the split.
+
+    `together` collects the values of all splits, for `maybe_shifted`.
+    """
     if not whole.tally.maps:
         return
+    together.merge(whole.tally)
     for file, row in whole.without_map:
         message = "the row has no label map, others of the split have one"
         findings.add(finding("no_label_map", file, message, "leave the row out, or add its map", row, "label_map"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ofaseg.doctor.findings import Finding, Findings, finding, from_error
-from ofaseg.vocabulary import ClassVocabulary, VocabularyError, parse_class_names
+from ofaseg.vocabulary import ClassVocabulary, VocabularyError, name_difference, parse_class_names
 
 _NUMBERED = re.compile(r"^\d+\s*[:=\t;,.)]|^(class|label|category|id)?[ _-]?\d+$", re.IGNORECASE)
 
@@ -26,6 +26,28 @@ def check_class_list(path: str, findings: Findings) -> None:
         findings.add(finding("bad_vocabulary", path, f"not valid JSON ({error})", "restore it from a copy or write the shards again"))
         return
     findings.add(*check_names(names, path))
+
+
+def check_written_names(vocabulary: ClassVocabulary, root, split: str) -> list[Finding]:
+    """Compares the names of vocabulary.json with those in summary_<split>.json, which are those the label values were written with.
+
+    A summary that is absent or damaged says nothing: training does not read it.
+    """
+    path = Path(root) / f"summary_{split}.json"
+    try:
+        written = [entry["name"] for entry in json.loads(path.read_text(encoding="utf-8"))["classes"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+    here = vocabulary.extra.get("renamed_from") or list(vocabulary.names)
+    difference = name_difference(written, here)
+    if not written or not difference:
+        return []
+    message = f"its names are not those of {path.name}, which was written with the label maps: {difference}"
+    where = Path(root) / "vocabulary.json"
+    if len(written) == len(here) and set(written) != set(here):
+        cure = "nothing to do if the same classes are meant in other words; else restore vocabulary.json"
+        return [finding("names_changed", where, message, cure)]
+    return [finding("classes_differ", where, message, "restore vocabulary.json, or write the shards again: values now mean other classes")]
 
 
 def check_names(names: Sequence[str], where: str) -> list[Finding]:

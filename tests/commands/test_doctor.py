@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep import prepare
 from ofaseg.cli import main
@@ -110,6 +112,54 @@ def test_ade20k_as_published_is_told_from_a_list_that_counts_from_0(real_data, t
     main(["doctor", str(tmp_path), "--workers", "1", "--json", "-", "--quiet", "--label-offset", "1", "--ignore", "0"])
     report = json.loads(capsys.readouterr().out)
     assert report["samples"] >= 3 and report["counts"]["error"] == 0
+
+
+def raw_folder(root, images, labels, names) -> str:
+    """A raw folder of real photos (links) and a class list; returns its path."""
+    root.mkdir()
+    (root / "images").symlink_to(images)
+    (root / "labels").symlink_to(labels)
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    return str(root)
+
+
+def findings_of(path, capsys, *options) -> list[dict]:
+    """The errors and warnings of one path."""
+    main(["doctor", str(path), "--workers", "1", "--json", "-", "--quiet", *options])
+    report = json.loads(capsys.readouterr().out)
+    assert report["samples"] >= 3
+    return [item for item in report["findings"] if item["severity"] != "note"]
+
+
+def test_real_maps_with_their_class_list_have_no_finding(real_data, tmp_path, capsys):
+    voc, coco, lists = real_data / "voc_samples", real_data / "coco_mini", real_data / "class_lists"
+    voc21, coco80 = ((lists / name).read_text().splitlines() for name in ("voc21.txt", "coco80.txt"))
+    assert findings_of(raw_folder(tmp_path / "voc", voc / "images", voc / "class_masks", voc21), capsys) == []
+    split = (coco / "val2017", coco / "semseg80" / "val2017")
+    found = findings_of(raw_folder(tmp_path / "coco", *split, ["background", *coco80]), capsys)
+    assert {item["code"] for item in found} <= {"no_label"}
+
+
+@pytest.mark.parametrize("photos, code", [("ADE_val_*", "maybe_shifted"), ("ADE_*", "reduce_zero_label")])
+def test_ade20k_read_from_0_is_doubtful_and_where_the_last_class_occurs_wrong(photos, code, real_data, tmp_path, capsys):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+        for path in (real_data / "ade20k_samples" / name).glob(photos):
+            (tmp_path / name / path.name).symlink_to(path)
+    names = (real_data / "class_lists" / "ade150.txt").read_text().splitlines()
+    found = findings_of(raw_folder(tmp_path / "raw", tmp_path / "images", tmp_path / "labels", names), capsys)
+    assert {item["code"] for item in found} - {"label_range"} == {code}
+
+
+def test_a_real_map_as_a_mask_of_0_and_255_is_an_error(real_data, tmp_path, capsys):
+    """Objects of VOC as people export masks: white on black."""
+    voc = real_data / "voc_samples"
+    (tmp_path / "masks").mkdir()
+    for path in (voc / "class_masks").glob("*.png"):
+        values = np.asarray(Image.open(path))
+        Image.fromarray(np.where((values > 0) & (values < 255), 255, 0).astype(np.uint8)).save(tmp_path / "masks" / path.name)
+    found = findings_of(raw_folder(tmp_path / "raw", voc / "images", tmp_path / "masks", ["background", "person"]), capsys)
+    assert [(item["code"], item["severity"]) for item in found] == [("stretched_labels", "error")]
 
 
 def test_the_page_lists_every_code():

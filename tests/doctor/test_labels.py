@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ofaseg.doctor.labels import LabelTally, diagnose
+from ofaseg.doctor.labels import LabelTally, diagnose, maybe_shifted
 from ofaseg.vocabulary import ClassVocabulary
 
 NAMES = tuple(f"name {chr(97 + k)}" for k in range(6))
@@ -56,6 +56,25 @@ def test_values_are_counted_with_their_first_place():
 )
 def test_diagnosis(maps, options, expected):
     assert codes(*maps, **options) == expected
+
+
+@pytest.mark.parametrize(
+    "maps, options, doubtful",
+    [
+        ([[0, 1, 2], [0, 3], [0, 4]], {}, True),
+        ([[0, 1, 2], [0, 3]], {}, False),  # too few maps
+        ([[0, 1, 2], [0, 3], [1, 4]], {}, False),  # 0 is not everywhere
+        ([[0, 1, 255], [0, 3], [0, 4]], {}, False),  # something else is no label
+        ([[0, 1, 2], [0, 3], [0, 5]], {}, False),  # the last class occurs
+        ([[0, 1, 2], [0, 3], [0, 6]], {}, False),  # more values than names: another finding
+        ([[0, 1, 2], [0, 3], [0, 4]], {"label_offset": 1, "ignore_label": 0}, False),
+        ([[0, 1], [0, 1], [0]], {}, False),  # a class and the rest
+    ],
+)
+def test_a_0_everywhere_is_doubtful(maps, options, doubtful):
+    found = maybe_shifted(tally(*maps), ClassVocabulary(NAMES, **options), "train.tsv")
+    assert [item.code for item in found] == (["maybe_shifted"] if doubtful else [])
+    assert maybe_shifted(tally(*maps), ClassVocabulary(("background", *NAMES[1:]), **options), "train.tsv") == []
 
 
 def test_the_finding_names_values_and_the_first_place():

@@ -24,6 +24,7 @@ from tests.faults.corpus import (
     write_unchecked,
     write_vocabulary,
 )
+from tests.toy import NAMES
 
 TSV = "train-00000-of-00001.tsv"
 PARQUET = "train.parquet"
@@ -263,6 +264,12 @@ def replace_rows(root: Path, rows: list[dict], vocabulary: ClassVocabulary = VOC
     write_unchecked(root, rows, vocabulary=vocabulary)
 
 
+def write_summary(root: Path, names) -> None:
+    """What the converters write beside the split train, as far as class names go."""
+    classes = [{"id": k, "name": name} for k, name in enumerate(names)]
+    (root / "summary_train.json").write_text(json.dumps({"split": "train", "classes": classes}))
+
+
 def relabel(root: Path, change, vocabulary: ClassVocabulary = VOCABULARY) -> None:
     """Writes the split again with `change` applied to the stored values of every map (classes 0..2, 255 no label)."""
     rows = []
@@ -289,6 +296,29 @@ def classes_from_0_read_as_from_1(root):
 def background_0_is_no_class(root):
     from_one = ClassVocabulary(VOCABULARY.names, label_offset=1, ignore_label=255)
     relabel(root, lambda values: np.where(values == 255, 0, values + 1), from_one)
+
+
+@fault("shards", "maybe_shifted", column="label_map")
+def background_0_read_as_a_class(root):
+    """ADE20K as published, in few photos: the last class, whose value would have no name, does not occur."""
+    relabel(root, lambda values: np.where(values == 255, 0, values + 1), ClassVocabulary((*NAMES, "yellow", "grey")))
+
+
+@fault("shards", "classes_differ", file="vocabulary.json")
+def vocabulary_lost_its_last_name(root):
+    write_summary(root, (*NAMES, "yellow"))
+
+
+@fault("shards", "classes_differ", file="vocabulary.json")
+def vocabulary_in_another_order(root):
+    write_summary(root, NAMES)
+    edit_vocabulary(root, names=[NAMES[2], *NAMES[:2]])
+
+
+@fault("shards", "names_changed", file="vocabulary.json")
+def vocabulary_in_other_words(root):
+    write_summary(root, NAMES)
+    edit_vocabulary(root, names=["crimson", *NAMES[1:]])
 
 
 @fault("shards", "ignore_value", "label value 255", "ignore", column="label_map", row=0, also=("label_range",))
