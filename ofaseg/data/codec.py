@@ -189,7 +189,15 @@ def decode_label_map(data: bytes, vocabulary: ClassVocabulary, where: str = "", 
     Raises:
         CodecError: not a lossless single-channel image, damaged, or a value that is neither a class nor the ignore label.
     """
-    stored = decode_stored_labels(data, where)
+    return label_ids(decode_stored_labels(data, where), vocabulary, where, dtype)
+
+
+def label_ids(stored: np.ndarray, vocabulary: ClassVocabulary, where: str = "", dtype=np.int32) -> np.ndarray:
+    """(H, W) `dtype` class ids of stored values (H, W) uint8 or uint16, see `decode_label_map`.
+
+    Raises:
+        CodecError: a value that is neither a class nor the ignore label.
+    """
     table = _label_table(len(vocabulary), vocabulary.label_offset, vocabulary.ignore_label, 8 * stored.dtype.itemsize, np.dtype(dtype))
     label_map = cv2.LUT(stored, table) if stored.dtype == np.uint8 else table[stored]
     if label_map.size and int(label_map.min()) == _OUT_OF_RANGE:
@@ -218,7 +226,7 @@ def _out_of_range_problem(stored: np.ndarray, label_map: np.ndarray, vocabulary:
     first = vocabulary.label_offset
     return (
         f"label value {shown} in {int(bad.sum())} pixels, first at y={row}, x={column}; allowed are {first}..{first + len(vocabulary) - 1} "
-        f"({len(vocabulary)} classes) and {vocabulary.ignore_label} (ignore). Check the number of class names, label_offset and "
+        f"({len(vocabulary)} classes) and {vocabulary.ignore_label} (ignore); check the number of class names, label_offset and "
         "ignore_index, or map the labels again"
     )
 

@@ -87,24 +87,23 @@ class SampleCheck:
         except codec.CodecError as error:
             self.findings.append(from_error("bad_label_map", error, file, row, "label_map"))
             return
-        self.check_labels(stored, data, file, row)
+        self.check_labels(stored, file, row)
         if size is not None and stored.shape != size:
             swapped = " (height and width are swapped)" if stored.shape == size[::-1] else ""
             message = f"the label map is {stored.shape[0]}x{stored.shape[1]} (height x width), the image {size[0]}x{size[1]}{swapped}"
             self.findings.append(finding("size_mismatch", file, message, _PAIR_CURE, row, "label_map"))
 
-    def check_labels(self, stored: np.ndarray, data: bytes, file: str, row: Optional[int]) -> None:
-        """Counts the values of a stored map (H, W) and compares them with the vocabulary; `data` is its file."""
+    def check_labels(self, stored: np.ndarray, file: str, row: Optional[int]) -> None:
+        """Counts the values of a stored map (H, W) uint8 or uint16 and compares them with the vocabulary."""
         present = set(self.tally.add(stored, (file, row)).tolist())
         if self.vocabulary is None:
             return
         classes, ignored = class_values(self.vocabulary), no_label_values(self.vocabulary)
         try:
             if not present <= set(classes) | ignored:
-                codec.decode_label_map(data, self.vocabulary)  # its message says where
+                codec.label_ids(stored, self.vocabulary)  # its message says where
         except codec.CodecError as error:
-            cause, _, cure = str(error).partition(". ")
-            self.findings.append(finding("label_range", file, cause, cure or "map the labels again", row, "label_map"))
+            self.findings.append(from_error("label_range", error, file, row, "label_map"))
         if present <= ignored:
             cure = "leave the row out if that is not meant: it teaches nothing"
             self.findings.append(finding("no_label", file, "the label map has no labelled pixel", cure, row, "label_map"))

@@ -326,9 +326,14 @@ def ignore_255_unknown(root):
     relabel(root, lambda values: values, ClassVocabulary(VOCABULARY.names, ignore_label=250))
 
 
-@fault("shards", "class_count", "label value", "Check the number of class names", column="label_map", row=0, also=("label_range",))
+@fault("shards", "class_count", "label value", "; check the number of class names", column="label_map", row=0, also=("label_range",))
 def fewer_names_than_classes(root):
     relabel(root, lambda values: np.where(values == 255, 255, values * 2 + values % 2))
+
+
+@fault("shards", "label_range", "label value 3, 4, 5, 6, 7, ... in", "; check the number", column="label_map", row=0, also=("class_count",))
+def many_foreign_values(root):
+    relabel(root, lambda values: values.cumsum(axis=1) % 11)
 
 
 @fault("shards", "stretched_labels", "label value", "map the labels again", column="label_map", row=0, also=("label_range",))

@@ -21,6 +21,7 @@ def test_every_fault_is_found_at_its_place(kind, format, tmp_path):
     found = examine([path], quiet=True).found
     told = "\n".join(map(str, found)) or "nothing was found"
     assert all(item.message and item.cure and item.file for item in found)
+    assert not any(item.cure.startswith(("in ", ",", ";", ".")) or item.message.endswith((",", "..")) for item in found), told
     if kind.code:
         hits = [item for item in found if (item.code, item.column) == (kind.code, kind.column) and kind.row in (item.row, ANY_ROW)]
         assert hits and any(item.file.endswith(kind.file) for item in hits), told
