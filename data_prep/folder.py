@@ -8,7 +8,8 @@ The pixel values of a label map are class numbers from 0 (`--label-offset 1`: fr
 (`--ignore V[,V]` for other values). Palette PNGs are read by index. Colour-coded maps need `--palette FILE` with a line
 "name r g b" for each colour; it can stand in for the class list.
 
-Folders named train, val, test ... below both images and labels are the splits. Without them the photos are divided into train
+Folders named train, val, test ... below both images and labels are the splits; photos beside them are left out with a warning.
+Without them the photos are divided into train
 and val by a hash of their stem, so that adding photos moves none (`--val-fraction`, default 0.2).
 
 A folder that `tools/convert_shards.py --to folder` wrote is known by its metadata.json and gives back the rows it was made of.
@@ -17,7 +18,6 @@ A folder that `tools/convert_shards.py --to folder` wrote is known by its metada
 import argparse
 import hashlib
 import logging
-import re
 from pathlib import Path
 from typing import Optional
 
@@ -31,11 +31,11 @@ from data_prep.source import Source, SourceError
 from ofaseg.data.exported_folder import FolderRows, read_metadata
 from ofaseg.data.pairs import Pairing, pair_by_stem
 from ofaseg.data.rows import ShardError
+from ofaseg.data.split_folders import find_split_folders
 from ofaseg.vocabulary import ClassVocabulary, parse_class_names
 
 logger = logging.getLogger(__name__)
 
-_SPLIT_FOLDER = re.compile(r"(train|training|val|valid|validation|trainval|test|testing)(\d{4})?", re.IGNORECASE)
 _BY_HASH = ("train", "val")
 
 
@@ -55,23 +55,14 @@ def list_splits(root, args: argparse.Namespace) -> list[str]:
         return list(metadata["splits"])
     if not 0 <= args.val_fraction < 1:
         raise SourceError(f"--val-fraction {args.val_fraction} is outside 0..1; give the share of photos for val, such as 0.2")
-    images, labels = _folders(root, args)
-    return _split_folders(images, labels) or [split for split in _BY_HASH if split == "train" or args.val_fraction > 0]
+    names, left_out = find_split_folders(*_folders(root, args))
+    for fault in left_out:
+        logger.warning("%s", fault)
+    return names or [split for split in _BY_HASH if split == "train" or args.val_fraction > 0]
 
 
 def _folders(root, args: argparse.Namespace) -> tuple[Path, Path]:
     return find_folder(root, [args.images], "photos (--images)"), find_folder(root, [args.label_maps], "label maps (--label-maps)")
-
-
-def _split_folders(images: Path, labels: Path) -> list[str]:
-    """Names of the split folders that photos and label maps share; a split of one of the two is reported and left out."""
-    photo_splits, label_splits = (
-        {path.name for path in folder.iterdir() if path.is_dir() and _SPLIT_FOLDER.fullmatch(path.name)} for folder in (images, labels)
-    )
-    for name in sorted(photo_splits ^ label_splits):
-        here, there = (images, labels) if name in photo_splits else (labels, images)
-        logger.warning("%s is left out: there is no %s", here / name, there / name)
-    return sorted(photo_splits & label_splits, key=lambda name: (not name.lower().startswith("train"), name))
 
 
 class FolderSource(PairSource):
@@ -144,7 +135,7 @@ def open_split(root, split: str, args: argparse.Namespace) -> Source:
     palette = read_palette(args.palette) if args.palette else None
     vocabulary = _vocabulary(Path(root), args, palette)
     ignore = tuple(args.ignore or ())
-    if split in _split_folders(images, labels):
+    if split in find_split_folders(images, labels).names:
         return FolderSource(vocabulary, pair_by_stem(images / split, labels / split), ignore, palette, on_bad_sample)
     pairing = pair_by_stem(images, labels)
     chosen = choose_by_hash([pair.stem for pair in pairing.pairs], args.val_fraction, split)

@@ -61,6 +61,7 @@ CODES = {
     "empty_text": Code("warning", "a caption without words"),
     # raw folders
     "bad_pair": Code("error", "a photo without label map, a map without photo, or two files of one name"),
+    "left_out": Code("warning", "photos or folders beside the split folders, which conversion leaves out"),
     "bad_polygons": Code("error", "a polygon file that cannot be read or names an unknown class"),
     # class lists
     "no_vocabulary": Code("warning", "shards with label maps but without class names beside them"),

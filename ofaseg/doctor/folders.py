@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ofaseg.data import codec
 from ofaseg.data.foreign import foreign_kind
 from ofaseg.data.pairs import Pair, pair_by_stem
+from ofaseg.data.split_folders import find_split_folders
 from ofaseg.doctor.findings import Finding, Findings, finding, from_error
 from ofaseg.doctor.labels import LabelTally, maybe_shifted
 from ofaseg.doctor.samples import SampleCheck
@@ -35,16 +36,9 @@ class Pairs(NamedTuple):
 
 
 def check_raw_folder(root: str, findings: Findings, workers: int = 1, quiet: bool = False, conventions: Conventions | None = None) -> None:
-    """Checks the class list, the pairing and every pair of a raw folder; the first folder below images/ is the split."""
+    """Checks the class list, the splits, the pairing and every pair of a raw folder, as `data_prep/prepare.py folder` takes them."""
     vocabulary = _vocabulary(Path(root), findings, conventions or Conventions())
-    pairing = pair_by_stem(Path(root) / "images", Path(root) / "labels")
-    findings.add(*(from_error("bad_pair", fault) for fault in pairing.faults))
-    if not pairing.pairs:
-        message = "no photo of images/ has a label map of the same name in labels/"
-        findings.add(finding("bad_pair", root, message, "give both the same stem: images/a.jpg and labels/a.png"))
-    splits: dict[str, list[Pair]] = {}
-    for pair in pairing.pairs:
-        splits.setdefault(pair.stem.split("/")[0] if "/" in pair.stem else "", []).append(pair)
+    splits = _pairs_by_split(Path(root), findings)
     photos: dict[bytes, tuple[str, Seen]] = {}
     together = LabelTally()
     for split, pairs in splits.items():
@@ -55,6 +49,21 @@ def check_raw_folder(root: str, findings: Findings, workers: int = 1, quiet: boo
         check_photos(split, whole.seen, photos, findings)
     if vocabulary is not None:
         findings.add(*maybe_shifted(together, vocabulary, str(Path(root) / "labels")))
+
+
+def _pairs_by_split(root: Path, findings: Findings) -> dict[str, list[Pair]]:
+    """Split -> its pairs; without split folders they are all of split ""."""
+    images, labels = root / "images", root / "labels"
+    names, left_out = find_split_folders(images, labels)
+    findings.add(*(from_error("left_out", fault) for fault in left_out if names))
+    splits = {}
+    for name in names or [""]:
+        splits[name], faults = pair_by_stem(images / name, labels / name)
+        findings.add(*(from_error("bad_pair", fault) for fault in faults))
+    if not any(splits.values()):
+        message = "no photo of images/ has a label map of the same name in labels/"
+        findings.add(finding("bad_pair", root, message, "give both the same stem: images/a.jpg and labels/a.png"))
+    return splits
 
 
 def _vocabulary(root: Path, findings: Findings, conventions: Conventions) -> Optional[ClassVocabulary]:

@@ -35,10 +35,18 @@ def test_split_folders_are_the_splits(tmp_path, caplog):
     write_photo(tmp_path / "raw" / "images" / "test" / "x.jpg", 3, 4)
     assert run(tmp_path / "raw", tmp_path / "out") == 0
     assert json.loads((tmp_path / "out" / "vocabulary.json").read_text())["num_rows"] == {"train": 2, "val2017": 1}
-    assert "images/test is left out: there is no" in caplog.text
+    assert "images/test: the folder is left out, for there is no" in caplog.text
     row = ShardReader.for_split(tmp_path / "out", "val2017")[0]
     assert row["label_map"] == (tmp_path / "raw" / "labels" / "val2017" / "c.png").read_bytes()
     assert decoded(tmp_path / "out", "train")[0].tolist() == [0, 1, 2, IGNORE_INDEX]
+
+
+def test_photos_beside_split_folders_are_left_out_with_one_warning(tmp_path, caplog):
+    for split in ("train", "val", ""):
+        write(tmp_path / "raw", split)
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    assert caplog.text.count("2 photos (first a.jpg) lie beside the split folders train, val: left out") == 1
+    assert [len(ShardReader.for_split(tmp_path / "out", split)) for split in ("train", "val")] == [2, 2]
 
 
 def test_without_split_folders_each_stem_has_its_place(tmp_path):

@@ -54,6 +54,19 @@ def maps_of_another_split(root):
     shutil.move(root / "labels/train", root / "labels/val")
 
 
+@fault("folder", "left_out", file="images")
+def photos_beside_the_splits(root):
+    for folder, suffix in (("images", "jpg"), ("labels", "png")):
+        (root / folder / f"train/train_0.{suffix}").rename(root / folder / f"train_0.{suffix}")
+
+
+@fault("folder", "left_out", file="images/test")
+def photos_of_a_split_without_maps(root):
+    (root / "images/test").mkdir()
+    shutil.move(root / PHOTO, root / "images/test/test_2.jpg")
+    (root / MAP).unlink()
+
+
 @fault("folder", "bad_pair")
 def folder_without_files(root):
     for folder in ("images", "labels"):
