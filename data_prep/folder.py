@@ -24,11 +24,12 @@ from typing import Optional
 import numpy as np
 
 from data_prep.label_values import add_label_arguments, label_map_to_store, user_vocabulary
-from data_prep.labelme import read_labelme
 from data_prep.paired import PairSource, find_folder
 from data_prep.palette import NamedColour, colours_to_ids, read_palette
 from data_prep.source import Source, SourceError
+from ofaseg.data.codec import CodecError
 from ofaseg.data.exported_folder import FolderRows, read_metadata
+from ofaseg.data.labelme import read_labelme
 from ofaseg.data.pairs import Pairing, pair_by_stem
 from ofaseg.data.rows import ShardError
 from ofaseg.data.split_folders import find_split_folders
@@ -87,7 +88,10 @@ class FolderSource(PairSource):
 
     def read_label_map(self, path: Path) -> np.ndarray | bytes:
         if path.suffix.lower() == ".json":
-            return read_labelme(path, self.vocabulary.names)
+            try:
+                return read_labelme(path, self.vocabulary.names)
+            except CodecError as error:
+                raise SourceError(str(error)) from error
         data = path.read_bytes()
         if self.palette is not None:
             return colours_to_ids(data, self.palette, self.vocabulary.names, str(path))

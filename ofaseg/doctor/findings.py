@@ -62,7 +62,7 @@ CODES = {
     # raw folders
     "bad_pair": Code("error", "a photo without label map, a map without photo, or two files of one name"),
     "left_out": Code("warning", "photos or folders beside the split folders, which conversion leaves out"),
-    "bad_polygons": Code("error", "a polygon file that cannot be read or names an unknown class"),
+    "bad_polygons": Code("error", "a labelme file that cannot be read, names an unknown class, or has a shape without area"),
     # class lists
     "no_vocabulary": Code("warning", "shards with label maps but without class names beside them"),
     "bad_vocabulary": Code("error", "class names that cannot be used: missing, doubled, or with wrong entries"),

@@ -1,15 +1,16 @@
 """Checks of raw folders: `images/`, `labels/` (PNG maps or labelme polygons) and `classes.txt`, paired by stem."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+import numpy as np
 from tqdm import tqdm
 
 from ofaseg.data import codec
 from ofaseg.data.foreign import foreign_kind
+from ofaseg.data.labelme import read_labelme
 from ofaseg.data.pairs import Pair, pair_by_stem
 from ofaseg.data.split_folders import find_split_folders
 from ofaseg.doctor.findings import Finding, Findings, finding, from_error
@@ -18,7 +19,7 @@ from ofaseg.doctor.samples import SampleCheck
 from ofaseg.doctor.scan import CHUNK, Piece, Seen, run
 from ofaseg.doctor.splits import check_labels, check_photos, gather
 from ofaseg.doctor.vocabulary import check_names
-from ofaseg.vocabulary import ClassVocabulary, VocabularyError, parse_class_names
+from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError, parse_class_names
 
 
 class Conventions(NamedTuple):
@@ -91,8 +92,8 @@ def scan_pairs(task: Pairs) -> Piece:
             data = _read(path, column, check.findings)
             if data is not None:
                 sample[column] = data
-        if pair.label_map.suffix == ".json" and "label_map" in sample:
-            check.findings += check_polygons(sample.pop("label_map"), str(pair.label_map), sample.get("image"), task.vocabulary)
+        if pair.label_map.suffix.lower() == ".json" and sample.pop("label_map", None) is not None:
+            _check_polygons(pair.label_map, sample.get("image"), check)
         files = {"image": str(pair.image), "label_map": str(pair.label_map)}
         check.check(sample, files.__getitem__)
         image = hashlib.blake2b(sample["image"], digest_size=16).digest() if "image" in sample else None
@@ -120,29 +121,22 @@ def _read(path: Path, column: str, findings: list[Finding]) -> Optional[bytes]:
     return data
 
 
-def check_polygons(data: bytes, path: str, image: Optional[bytes], vocabulary: Optional[ClassVocabulary]) -> list[Finding]:
-    """Findings in a labelme file: JSON, polygons, class names, and the size it was drawn on."""
-
-    def bad(message: str, cure: str) -> Finding:
-        return finding("bad_polygons", path, message, cure, column="label_map")
-
+def _check_polygons(path: Path, image: Optional[bytes], check: SampleCheck) -> None:
+    """Checks a labelme file as the converter reads it: its shapes and labels, the values of its map, and the size it was drawn on."""
+    vocabulary = check.vocabulary
     try:
-        content = json.loads(data)
-        shapes = [(str(shape["label"]), [(float(x), float(y)) for x, y in shape["points"]]) for shape in content["shapes"]]
-    except (ValueError, KeyError, TypeError) as error:
-        return [bad(f"not a labelme file with shapes, labels and points ({type(error).__name__}: {error})", "save it again in labelme")]
-    empty = [(k, label) for k, (label, points) in enumerate(shapes) if not points]
-    found = [bad(f"shape {k} ({label}) has no points", "draw it again or remove it") for k, label in empty]
+        label_map = read_labelme(path, vocabulary.names if vocabulary is not None else None)
+    except codec.CodecError as error:
+        cause, _, cure = str(error).removeprefix(str(path)).lstrip(":, ").rpartition("; ")
+        check.findings.append(finding("bad_polygons", path, cause, cure, column="label_map"))
+        return
     if vocabulary is not None:
-        unknown = sorted({label for label, _ in shapes} - set(vocabulary.names))
-        if unknown:
-            found.append(bad(f"unknown class {', '.join(map(repr, unknown))}", "add the name to classes.txt or rename it in labelme"))
+        stored = np.where(label_map == IGNORE_INDEX, vocabulary.ignore_label, label_map + vocabulary.label_offset)
+        check.check_labels(stored.astype(np.uint16), str(path), None)
     try:
         size = codec.image_size(image) if image else None
     except codec.CodecError:  # decoding the photo reports it
         size = None
-    drawn = content.get("imageHeight"), content.get("imageWidth")
-    if size is not None and None not in drawn and drawn != size:
-        message = f"drawn on a photo of {drawn[0]}x{drawn[1]} (height x width), this one has {size[0]}x{size[1]}"
-        found.append(finding("size_mismatch", path, message, "draw on the photo that is used, or restore it", column="label_map"))
-    return found
+    if size is not None and label_map.shape != size:
+        message = f"drawn on a photo of {label_map.shape[0]}x{label_map.shape[1]} (height x width), this one has {size[0]}x{size[1]}"
+        check.findings.append(finding("size_mismatch", path, message, "draw on the photo that is used, or restore it", column="label_map"))

@@ -158,6 +158,49 @@ def polygons_of_a_larger_photo(root):
     write_polygons(root, labelme(imageHeight=10 * HEIGHT, imageWidth=10 * WIDTH))
 
 
+@fault("folder", "bad_polygons", column="label_map", file="train_2.json")
+def polygons_with_a_line(root):
+    write_polygons(root, labelme(shapes=[{"label": "red", "points": POLYGON[:2], "shape_type": "line"}]))
+
+
+@fault("folder", "bad_polygons", column="label_map", file="train_2.json")
+def polygons_of_two_points(root):
+    write_polygons(root, labelme(shapes=[{"label": "red", "points": POLYGON[:2]}]))
+
+
+@fault("folder", "bad_polygons", column="label_map", file="train_2.json")
+def polygons_without_size(root):
+    write_polygons(root, labelme(imageHeight=None))
+
+
+@fault("folder", "bad_polygons", column="label_map", file="train_2.json")
+def polygons_with_size_as_text(root):
+    write_polygons(root, labelme(imageHeight=str(HEIGHT), imageWidth=str(WIDTH)))
+
+
+@fault("folder", "bad_polygons", column="label_map", file="train_2.json", also=("no_vocabulary",))
+def polygons_with_a_line_and_no_class_list(root):
+    polygons_with_a_line(root)
+    (root / "classes.txt").unlink()
+
+
+@fault("folder", "no_label", column="label_map", file="train_2.json")
+def polygons_that_ignore_everything(root):
+    write_polygons(root, labelme(shapes=[{"label": "__ignore__", "points": POLYGON}]))
+
+
+@fault("folder", "")
+def polygons_partly_ignored(root):
+    corner = [[2.0, 2.0], [9.0, 2.0], [9.0, 6.0]]
+    write_polygons(root, labelme(shapes=[{"label": "red", "points": POLYGON}, {"label": "__ignore__", "points": corner}]))
+
+
+@fault("folder", "")
+def polygons_in_a_file_in_capitals(root):
+    write_polygons(root, labelme())
+    (root / MAP).with_suffix(".json").rename((root / MAP).with_suffix(".JSON"))
+
+
 @fault("folder", "")
 def polygons_clean(root):
     write_polygons(root, labelme())

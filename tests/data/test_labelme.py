@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.labelme import read_labelme
-from data_prep.source import SourceError
+from ofaseg.data.codec import CodecError
+from ofaseg.data.labelme import read_labelme
 from ofaseg.vocabulary import IGNORE_INDEX
 
 NAMES = ("cat", "dog")
@@ -59,7 +59,7 @@ def test_circle_and_mask(tmp_path):
     label_map = write(tmp_path, shape("dog", [[7, 2], [8, 4]], "mask", mask=text))
     np.testing.assert_array_equal(label_map[2:5, 7:9] == 1, patch)
     assert (label_map == 1).sum() == patch.sum()
-    with pytest.raises(SourceError, match="shape 0: its mask of shape .* leaves the image"):
+    with pytest.raises(CodecError, match="shape 0: its mask of shape .* leaves the image"):
         write(tmp_path, shape("dog", [[8, 2], [9, 4]], "mask", mask=text))
 
 
@@ -75,16 +75,22 @@ def test_circle_and_mask(tmp_path):
     ],
 )
 def test_faults_name_the_shape(tmp_path, fault, message):
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(CodecError, match=message):
         write(tmp_path, shape(), fault)
 
 
 def test_files_of_another_kind(tmp_path):
-    with pytest.raises(SourceError, match="imageHeight x imageWidth is None x 9"):
+    with pytest.raises(CodecError, match="imageHeight x imageWidth is None x 9"):
         write(tmp_path, imageHeight=None)
     for text, message in [("{", "not valid JSON"), ("[]", "no labelme annotation"), ('{"categories": []}', "no labelme annotation")]:
         (tmp_path / "b.json").write_text(text)
-        with pytest.raises(SourceError, match=f"b.json: {message}"):
+        with pytest.raises(CodecError, match=f"b.json: {message}"):
             read_labelme(tmp_path / "b.json", NAMES)
     with pytest.raises(FileNotFoundError, match="c.json: annotation not found"):
         read_labelme(tmp_path / "c.json", NAMES)
+
+
+def test_without_a_class_list_shapes_are_checked_all_the_same(tmp_path):
+    assert set(np.unique(write(tmp_path, shape("cat"), shape("bird", [[7, 4], [8, 5]], "rectangle"), names=None))) == {IGNORE_INDEX, 0, 1}
+    with pytest.raises(CodecError, match="a line covers no area"):
+        write(tmp_path, shape("cat", kind="line"), names=None)
