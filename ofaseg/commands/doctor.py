@@ -8,10 +8,11 @@ import json
 import os
 import sys
 
+from data_prep.label_values import ignore_values
 from ofaseg.atomic import atomic_write
 from ofaseg.doctor.examine import examine
 from ofaseg.doctor.findings import SEVERITIES, Findings
-from ofaseg.doctor.folders import Conventions
+from ofaseg.doctor.labels import Conventions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that decode samples (default: all cores)")
     parser.add_argument("--max-findings", type=int, default=1000, help="findings kept per code (default: 1000); all are counted")
     parser.add_argument("--label-offset", type=int, default=0, help="raw folders: stored value of the first class (default: 0)")
-    parser.add_argument("--ignore", type=int, default=None, help="raw folders: stored value of pixels without a label (default: 255)")
+    ignored = "raw folders: stored values of pixels without a label (default: 255)"
+    parser.add_argument("--ignore", type=ignore_values, default=(), metavar="V[,V]", help=ignored)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
 
@@ -28,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args) -> int:
     if args.workers < 1 or args.max_findings < 1:
         raise ValueError(f"--workers {args.workers} and --max-findings {args.max_findings} must be at least 1")
+    if not 0 <= args.label_offset <= 65535:
+        raise ValueError(f"--label-offset {args.label_offset} is outside 0..65535; give the stored value of the first class")
     conventions = Conventions(args.label_offset, args.ignore)
     findings = examine(args.paths, args.workers, args.max_findings, args.quiet, conventions)
     text = json.dumps(findings.to_json(args.paths), indent=1, ensure_ascii=False, allow_nan=False)

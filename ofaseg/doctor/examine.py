@@ -7,7 +7,8 @@ from pathlib import Path
 from ofaseg.data.folder import list_splits
 from ofaseg.doctor.checkpoints import check_checkpoint
 from ofaseg.doctor.findings import Findings, finding
-from ofaseg.doctor.folders import Conventions, check_raw_folder
+from ofaseg.doctor.folders import check_raw_folder
+from ofaseg.doctor.labels import Conventions
 from ofaseg.doctor.run_config import check_config
 from ofaseg.doctor.runs import CHECKPOINT_SUFFIXES, LOG_SUFFIXES, check_log, check_run_folder, is_run_folder
 from ofaseg.doctor.shards import check_data_folder, check_shard_file

@@ -14,7 +14,7 @@ from ofaseg.data.labelme import read_labelme
 from ofaseg.data.pairs import Pair, pair_by_stem
 from ofaseg.data.split_folders import find_split_folders
 from ofaseg.doctor.findings import Finding, Findings, finding, from_error
-from ofaseg.doctor.labels import LabelTally, maybe_shifted
+from ofaseg.doctor.labels import Conventions, LabelTally, maybe_shifted
 from ofaseg.doctor.samples import SampleCheck
 from ofaseg.doctor.scan import CHUNK, Piece, Seen, run
 from ofaseg.doctor.splits import check_labels, check_photos, gather
@@ -22,34 +22,29 @@ from ofaseg.doctor.vocabulary import check_names
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError, parse_class_names
 
 
-class Conventions(NamedTuple):
-    """How the label maps of a raw folder are meant: stored value of class 0, and of "no label"."""
-
-    label_offset: int = 0
-    ignore: Optional[int] = None
-
-
 class Pairs(NamedTuple):
-    """A piece of work: some pairs and the classes of their maps."""
+    """A piece of work: some pairs, the classes of their maps, and how these are meant."""
 
     pairs: list[Pair]
     vocabulary: Optional[ClassVocabulary]
+    conventions: Conventions
 
 
 def check_raw_folder(root: str, findings: Findings, workers: int = 1, quiet: bool = False, conventions: Conventions | None = None) -> None:
     """Checks the class list, the splits, the pairing and every pair of a raw folder, as `data_prep/prepare.py folder` takes them."""
-    vocabulary = _vocabulary(Path(root), findings, conventions or Conventions())
+    conventions = conventions or Conventions()
+    vocabulary = _vocabulary(Path(root), findings, conventions)
     splits = _pairs_by_split(Path(root), findings)
     photos: dict[bytes, tuple[str, Seen]] = {}
     together = LabelTally()
     for split, pairs in splits.items():
-        tasks = [Pairs(pairs[start : start + CHUNK], vocabulary) for start in range(0, len(pairs), CHUNK)]
+        tasks = [Pairs(pairs[start : start + CHUNK], vocabulary, conventions) for start in range(0, len(pairs), CHUNK)]
         with tqdm(total=len(pairs), desc=f"{Path(root).name} {split}".strip(), unit="pair", disable=quiet or None) as bar:
             whole = gather(run(scan_pairs, tasks, workers, bar), findings)
-        check_labels(whole, vocabulary, str(Path(root) / "labels" / split), findings, together)
+        check_labels(whole, vocabulary, str(Path(root) / "labels" / split), findings, together, conventions)
         check_photos(split, whole.seen, photos, findings)
     if vocabulary is not None:
-        findings.add(*maybe_shifted(together, vocabulary, str(Path(root) / "labels")))
+        findings.add(*maybe_shifted(together, vocabulary, str(Path(root) / "labels"), conventions))
 
 
 def _pairs_by_split(root: Path, findings: Findings) -> dict[str, list[Pair]]:
@@ -75,7 +70,8 @@ def _vocabulary(root: Path, findings: Findings, conventions: Conventions) -> Opt
         return None
     try:
         names = parse_class_names(str(path.resolve()))
-        vocabulary = ClassVocabulary(names, label_offset=conventions.label_offset, ignore_label=conventions.ignore, source=str(path))
+        ignore = conventions.ignore[0] if conventions.ignore else None
+        vocabulary = ClassVocabulary(names, label_offset=conventions.label_offset, ignore_label=ignore, source=str(path))
     except VocabularyError as error:
         findings.add(from_error("bad_vocabulary", error, path.resolve()))
         return None
@@ -85,7 +81,7 @@ def _vocabulary(root: Path, findings: Findings, conventions: Conventions) -> Opt
 
 def scan_pairs(task: Pairs) -> Piece:
     """Reads, decodes and checks the pairs of one task."""
-    check, piece = SampleCheck(task.vocabulary), Piece(samples=len(task.pairs))
+    check, piece = SampleCheck(task.vocabulary, task.conventions), Piece(samples=len(task.pairs))
     for pair in task.pairs:
         sample = {}
         for column, path in (("image", pair.image), ("label_map", pair.label_map)):

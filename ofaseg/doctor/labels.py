@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import gcd
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 
@@ -15,10 +15,12 @@ BACKGROUND_WORDS = {"background", "other", "void", "unlabeled", "unlabelled", "u
 _FEW_VALUES = 40
 _MANY_MAPS, _FEW_MAPS, _ENOUGH_MAPS = 0.9, 0.1, 3
 
-_FROM_ONE = (
-    "set label_offset to 1 and ignore_index to 0 (reduce zero label), or, if 0 is a class of its own, add its name at the start of "
-    "the class list"
-)
+
+class Conventions(NamedTuple):
+    """How the label maps of a raw folder are meant: stored value of class 0, and those of "no label" (none: 255)."""
+
+    label_offset: int = 0
+    ignore: tuple[int, ...] = ()
 
 
 @dataclass
@@ -69,24 +71,54 @@ def class_values(vocabulary: ClassVocabulary) -> range:
     return range(vocabulary.label_offset, vocabulary.label_offset + len(vocabulary))
 
 
-def no_label_values(vocabulary: ClassVocabulary) -> set[int]:
-    """The stored values that mean "no label", as `codec.decode_label_map` reads them in 8-bit maps."""
+def no_label_values(vocabulary: ClassVocabulary, conventions: Optional[Conventions] = None) -> set[int]:
+    """The stored values that mean "no label": in shards as `codec.decode_label_map` reads them in 8-bit maps.
+
+    In raw folders (with `conventions`) they are those that were given, as the converter reads them.
+    """
+    if conventions is not None:
+        return {vocabulary.ignore_label, *conventions.ignore}
     legacy = {255} - set(class_values(vocabulary)) if vocabulary.label_offset == 1 else set()
     return {vocabulary.ignore_label} | legacy
 
 
-def diagnose(tally: LabelTally, vocabulary: ClassVocabulary, where: str) -> list[Finding]:
-    """What is wrong with the labels of a split as a whole, with the fix; `where` is its folder or file."""
+def settings(conventions: Optional[Conventions], offset: Optional[int] = None, ignore: tuple[int, ...] = ()) -> str:
+    """How to set the stored value of class 0 and the ignored values (the first alone in shards): words for a cure."""
+    values = {"label_offset": offset, "ignore_index": ignore[0] if ignore else None}
+    if conventions is None:
+        return "set " + " and ".join(f"{key} to {value}" for key, value in values.items() if value is not None) + " in vocabulary.json"
+    flags = [f"--label-offset {offset}"] if offset is not None else []
+    flags += [f"--ignore {','.join(map(str, ignore))}"] if ignore else []
+    return f"give {' '.join(flags)} to the doctor and to the converter (own_folder.sh: PREPARE_FLAGS='{' '.join(flags)}')"
+
+
+def _from_one(tally: LabelTally, conventions: Optional[Conventions]) -> str:
+    """The cure where classes are stored from 1."""
+    words = settings(conventions, 1, (0, 255) if 255 in tally.values else (0,))
+    return f"{words} (reduce zero label), or, if 0 is a class of its own, add its name at the start of the class list"
+
+
+def diagnose(tally: LabelTally, vocabulary: ClassVocabulary, where: str, conventions: Optional[Conventions] = None) -> list[Finding]:
+    """What is wrong with the labels of a split as a whole, with the fix.
+
+    Args:
+        where: its folder or file.
+        conventions: of a raw folder, None for shards.
+    """
     if not tally.maps:
         return []
-    classes, ignored = class_values(vocabulary), no_label_values(vocabulary)
+    classes, ignored = class_values(vocabulary), no_label_values(vocabulary, conventions)
     outside = sorted(value for value in tally.values if value not in classes and value not in ignored)
     if outside:
-        return [_outside(tally, vocabulary, outside)]
-    return _black_and_white(tally, vocabulary) or _shifted_in_range(tally, vocabulary) or _occurrence(tally, vocabulary, where)
+        return [_outside(tally, vocabulary, outside, conventions)]
+    return (
+        _black_and_white(tally, vocabulary)
+        or _shifted_in_range(tally, vocabulary, conventions)
+        or _occurrence(tally, vocabulary, where, conventions)
+    )
 
 
-def _outside(tally: LabelTally, vocabulary: ClassVocabulary, outside: list[int]) -> Finding:
+def _outside(tally: LabelTally, vocabulary: ClassVocabulary, outside: list[int], conventions: Optional[Conventions]) -> Finding:
     """The most likely reason for values that are neither a class nor the ignore value."""
     classes, number = class_values(vocabulary), len(vocabulary)
     used = sorted(value for value in tally.values if value not in IGNORE_CONVENTIONS and value != vocabulary.ignore_label)
@@ -97,13 +129,16 @@ def _outside(tally: LabelTally, vocabulary: ClassVocabulary, outside: list[int])
         cure = f"divide the values by {scale}; they were multiplied to be visible"
         return finding("stretched_labels", file, seen, cure, row, "label_map")
     if set(outside) <= set(IGNORE_CONVENTIONS):
-        cure = f"say that {outside[0]} means no label: set ignore_index to {outside[0]} in vocabulary.json, or map the value to "
-        return finding("ignore_value", file, seen, cure + str(vocabulary.ignore_label), row, "label_map")
+        ignore = (outside[0],) if conventions is None else (vocabulary.ignore_label, *conventions.ignore[1:], *outside)
+        cure = f"say that {outside[0]} means no label: {settings(conventions, ignore=ignore)}, or map it to {vocabulary.ignore_label}"
+        return finding("ignore_value", file, seen, cure, row, "label_map")
     if vocabulary.label_offset == 0 and outside == [number] and 0 in tally.values:
-        cure = f"0 is background or no label and the classes start at 1 (as in ADE20K): {_FROM_ONE}"
+        cure = f"0 is background or no label and the classes start at 1 (as in ADE20K): {_from_one(tally, conventions)}"
         return finding("reduce_zero_label", file, seen, cure, row, "label_map")
     if outside == [0] and vocabulary.label_offset == 1:
-        cure = "0 stands for background or no label: set ignore_index to 0, or set label_offset to 0 and name class 0"
+        ignore = (0,) if conventions is None else (0, vocabulary.ignore_label)
+        cure = f"if 0 is background or no label, {settings(conventions, ignore=ignore)}; "
+        cure += f"if it is a class, {settings(conventions, offset=0)}, and add its name at the start of the class list"
         return finding("reduce_zero_label", file, seen, cure, row, "label_map")
     needed = max(used, default=0) - vocabulary.label_offset + 1
     cure = f"give {needed} class names, or map the labels to the {number} classes (reduce zero label if 0 is background)"
@@ -120,26 +155,26 @@ def _black_and_white(tally: LabelTally, vocabulary: ClassVocabulary) -> list[Fin
     return [finding("stretched_labels", file, message, cure, row, "label_map")]
 
 
-def _shifted_in_range(tally: LabelTally, vocabulary: ClassVocabulary) -> list[Finding]:
+def _shifted_in_range(tally: LabelTally, vocabulary: ClassVocabulary, conventions: Optional[Conventions]) -> list[Finding]:
     """Labels 0..K-1 with 255 for no label, read as 1..K with 0 for no label: class 0 would be lost and all others renamed."""
     last = class_values(vocabulary)[-1]
     shifted = vocabulary.label_offset == 1 and vocabulary.ignore_label == 0 and {0, 255} <= set(tally.values) and last not in tally.values
     if not shifted:
         return []
-    message = f"label_offset is 1 and 0 means no label, but the maps hold 0 and 255, and never {last}"
-    cure = "if the classes are stored from 0 and 255 is no label, set label_offset to 0 and ignore_index to 255"
+    message = f"classes are said to count from 1, 0 to mean no label, but the maps hold 0 and 255, and never {last}"
+    cure = f"if the classes are stored from 0 and 255 is no label, {settings(conventions, 0, (255,))}"
     file, row = tally.values[0].place
     return [finding("reduce_zero_label", file, message, cure, row, "label_map")]
 
 
-def maybe_shifted(tally: LabelTally, vocabulary: ClassVocabulary, where: str) -> list[Finding]:
+def maybe_shifted(tally: LabelTally, vocabulary: ClassVocabulary, where: str, conventions: Optional[Conventions] = None) -> list[Finding]:
     """Signs that 0 means background or no label although class 0 is a real class, where every value is one of a class.
 
     That is so when the last classes are rare (ADE20K's 0..150 read with its 150 names, and no 150 in the maps). The signs: 0 is
     in nearly every map, hardly a map has an ignore value, and the last class never occurs. They are weak in one small split, so
     `tally` should hold the maps of all splits.
     """
-    classes, ignored = class_values(vocabulary), no_label_values(vocabulary)
+    classes, ignored = class_values(vocabulary), no_label_values(vocabulary, conventions)
     named = set(vocabulary.names[0].lower().replace("_", " ").split()) & BACKGROUND_WORDS
     if named or vocabulary.label_offset or len(vocabulary) < 3 or tally.maps < _ENOUGH_MAPS:
         return []
@@ -149,16 +184,17 @@ def maybe_shifted(tally: LabelTally, vocabulary: ClassVocabulary, where: str) ->
         return []
     message = f"0 is in {tally.values[0].maps} of {tally.maps} maps, no value means no label, and {classes[-1]} never occurs: is 0 "
     message += f"{vocabulary.names[0]!r}, as the class list says, or background?"
-    return [finding("maybe_shifted", where, message, f"nothing to do if it is the class; else {_FROM_ONE}", column="label_map")]
+    cure = f"nothing to do if it is the class; else {_from_one(tally, conventions)}"
+    return [finding("maybe_shifted", where, message, cure, column="label_map")]
 
 
-def _occurrence(tally: LabelTally, vocabulary: ClassVocabulary, where: str) -> list[Finding]:
+def _occurrence(tally: LabelTally, vocabulary: ClassVocabulary, where: str, conventions: Optional[Conventions]) -> list[Finding]:
     """Splits without labels, with one class alone, or without some classes."""
     classes = class_values(vocabulary)
     used = [value for value in classes if value in tally.values]
     if not used:
         message = f"none of the {tally.maps} maps has a labelled pixel (values: {_shown(sorted(tally.values))})"
-        cure = "write the maps again; if 0 is a class, set label_offset to 0 and ignore_index to 255"
+        cure = f"write the maps again; if 0 is a class, {settings(conventions, 0, (255,))}"
         return [finding("labels_empty", where, message, cure, column="label_map")]
     if len(used) == 1 and len(vocabulary) > 1:
         message = f"every labelled pixel of the {tally.maps} maps is {used[0]} ({vocabulary.names[used[0] - classes[0]]})"

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Optional
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 
 from ofaseg.data import codec
 from ofaseg.doctor.findings import Finding, finding, from_error
-from ofaseg.doctor.labels import LabelTally, class_values, no_label_values
+from ofaseg.doctor.labels import Conventions, LabelTally, class_values, no_label_values
 from ofaseg.vocabulary import ClassVocabulary
 
 _ORIENTATION_TAG = 0x0112
@@ -23,12 +23,14 @@ class SampleCheck:
 
     Attributes:
         vocabulary: the classes of the label maps, None when unknown.
+        conventions: of a raw folder, None for shards.
         findings: what was found so far.
         tally: label values so far.
         without_map: places (file, row) of samples that have no label map.
     """
 
     vocabulary: Optional[ClassVocabulary]
+    conventions: Optional[Conventions] = None
     findings: list[Finding] = field(default_factory=list)
     tally: LabelTally = field(default_factory=LabelTally)
     without_map: list[tuple[str, Optional[int]]] = field(default_factory=list)
@@ -98,15 +100,24 @@ class SampleCheck:
         present = set(self.tally.add(stored, (file, row)).tolist())
         if self.vocabulary is None:
             return
-        classes, ignored = class_values(self.vocabulary), no_label_values(self.vocabulary)
-        try:
-            if not present <= set(classes) | ignored:
-                codec.label_ids(stored, self.vocabulary)  # its message says where
-        except codec.CodecError as error:
-            self.findings.append(from_error("label_range", error, file, row, "label_map"))
+        classes, ignored = class_values(self.vocabulary), no_label_values(self.vocabulary, self.conventions)
+        if not present <= set(classes) | ignored:
+            self._label_range(stored, ignored, file, row)
         if present <= ignored:
             cure = "leave the row out if that is not meant: it teaches nothing"
             self.findings.append(finding("no_label", file, "the label map has no labelled pixel", cure, row, "label_map"))
+
+    def _label_range(self, stored: np.ndarray, ignored: set[int], file: str, row: Optional[int]) -> None:
+        """Says where the values lie that are neither a class nor ignored."""
+        if self.conventions is not None:
+            stored = np.where(np.isin(stored, list(ignored)), self.vocabulary.ignore_label, stored).astype(np.uint16)
+        try:
+            codec.label_ids(stored, self.vocabulary)
+        except codec.CodecError as error:
+            item = from_error("label_range", error, file, row, "label_map")
+            if self.conventions is not None:
+                item = replace(item, cure="check the number of class names, --label-offset and --ignore, or map the labels again")
+            self.findings.append(item)
 
     # ---- lists ----
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Optional
 
 from ofaseg.doctor.findings import Findings, finding
-from ofaseg.doctor.labels import LabelTally, diagnose
+from ofaseg.doctor.labels import Conventions, LabelTally, diagnose
 from ofaseg.doctor.scan import Piece, Seen
 from ofaseg.vocabulary import ClassVocabulary
 
@@ -21,10 +21,17 @@ def gather(pieces: Iterable[Piece], findings: Findings) -> Piece:
     return whole
 
 
-def check_labels(whole: Piece, vocabulary: Optional[ClassVocabulary], where: str, findings: Findings, together: LabelTally) -> None:
+def check_labels(
+    whole: Piece,
+    vocabulary: Optional[ClassVocabulary],
+    where: str,
+    findings: Findings,
+    together: LabelTally,
+    conventions: Optional[Conventions] = None,
+) -> None:
     """Samples without a map among others, and the label values of all maps; `where` is the folder or file of the split.
 
-    `together` collects the values of all splits, for `maybe_shifted`.
+    `together` collects the values of all splits, for `maybe_shifted`; `conventions` are those of a raw folder.
     """
     if not whole.tally.maps:
         return
@@ -33,7 +40,7 @@ def check_labels(whole: Piece, vocabulary: Optional[ClassVocabulary], where: str
         message = "the row has no label map, others of the split have one"
         findings.add(finding("no_label_map", file, message, "leave the row out, or add its map", row, "label_map"))
     if vocabulary is not None:
-        findings.add(*diagnose(whole.tally, vocabulary, where))
+        findings.add(*diagnose(whole.tally, vocabulary, where, conventions))
 
 
 def check_ids(seen: list[Seen], findings: Findings) -> None:

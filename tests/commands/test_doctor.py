@@ -10,7 +10,7 @@ from ofaseg.cli import main
 from ofaseg.data import codec
 from ofaseg.doctor.findings import CODES, SEVERITIES
 from ofaseg.vocabulary import ClassVocabulary
-from tests.faults.corpus import VOCABULARY, clean_row, edit_vocabulary, write_clean_shards, write_unchecked
+from tests.faults.corpus import VOCABULARY, clean_row, edit_vocabulary, write_clean_folder, write_clean_shards, write_unchecked
 from tests.toy import NAMES
 
 FINDING = {"severity": str, "code": str, "file": str, "row": (int, type(None)), "column": str, "message": str, "cure": str}
@@ -65,6 +65,11 @@ def test_wrong_command_lines_exit_with_2(tmp_path, capsys):
     assert stop.value.code == 2
     assert main(["doctor", str(tmp_path), "--workers", "0"]) == 2
     assert "must be at least 1" in capsys.readouterr().err
+    assert main(["doctor", str(tmp_path), "--label-offset", "-1"]) == 2
+    assert "--label-offset -1 is outside 0..65535" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["doctor", str(tmp_path), "--ignore", "none"])
+    assert "comma list of label values" in capsys.readouterr().err
 
 
 def test_several_paths_of_different_kinds(broken, tmp_path, capsys):
@@ -82,9 +87,33 @@ def test_labels_that_count_from_1_get_the_fix(tmp_path, capsys):
         row["label_map"] = codec.encode_label_map(codec.decode_label_map(row["label_map"], VOCABULARY), from_one)
     write_unchecked(tmp_path, rows)
     assert main(["doctor", str(tmp_path), "--workers", "1", "--quiet"]) == 1
-    assert "set label_offset to 1 and ignore_index to 0 (reduce zero label)" in capsys.readouterr().out
+    assert "set label_offset to 1 and ignore_index to 0 in vocabulary.json (reduce zero label)" in capsys.readouterr().out
     edit_vocabulary(tmp_path, label_offset=1, ignore_index=0)
     assert main(["doctor", str(tmp_path), "--workers", "1", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("unlabelled, flags", [(0, "--label-offset 1 --ignore 0"), (255, "--label-offset 1 --ignore 0,255")])
+def test_folders_whose_labels_count_from_1_get_flags_that_help(unlabelled, flags, tmp_path, capsys):
+    """The flags make the doctor content, and the converter takes them, too."""
+    root = write_clean_folder(tmp_path / "raw")
+    for path in (root / "labels").rglob("*.png"):
+        image = Image.open(path).point(lambda value: unlabelled if value == 255 else value + 1)
+        image.putpixel((0, 0), 0)
+        image.save(path)
+    assert main(["doctor", str(root), "--workers", "1", "--quiet"]) == 1
+    out = capsys.readouterr().out
+    assert f"give {flags} to the doctor and to the converter" in out and "ignore_index" not in out and "vocabulary.json" not in out
+    assert main(["doctor", str(root), "--workers", "1", "--quiet", *flags.split()]) == 0
+    assert "0 errors, 0 warnings" in capsys.readouterr().out
+    assert prepare.main(["folder", "--root", str(root), "--out", str(tmp_path / "out"), "--workers", "1", *flags.split()]) == 0
+
+
+def test_a_folder_with_a_second_value_without_label_is_told_to_ignore_both(tmp_path, capsys):
+    root = write_clean_folder(tmp_path / "raw")
+    flags = ["--label-offset", "0", "--ignore", "9"]
+    assert main(["doctor", str(root), "--workers", "1", "--quiet", *flags]) == 1
+    assert "give --ignore 9,255 to the doctor" in capsys.readouterr().out
+    assert main(["doctor", str(root), "--workers", "1", "--quiet", "--ignore", "9,255"]) == 0
 
 
 @pytest.mark.parametrize("format", ["tsv", "parquet"])
