@@ -1,4 +1,4 @@
-"""Files that are something else than their name says: archives, Git LFS pointers, web pages saved under a data file's name."""
+"""Files that are something else than their name says: archives, Git LFS pointers, web pages or Parquet under another file's name."""
 
 import os
 
@@ -10,6 +10,7 @@ _KINDS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
     (b"<!doctype", "a web page, not the file itself", "download the file again: the server sent a page"),
     (b"<html", "a web page, not the file itself", "download the file again: the server sent a page"),
+    (b"PAR1\x15", "a Parquet file", "rename it to end in .parquet"),  # \x15 starts its first page: no text goes on like that
 )
 
 
@@ -21,6 +22,8 @@ def foreign_kind(path) -> tuple[str, str]:
     """
     with open(path, "rb") as file:
         start = file.read(64).lstrip().lower()
+    if os.fspath(path).endswith(".parquet") and start.startswith(b"par1"):
+        return "", ""
     return next(((kind, cure) for magic, kind, cure in _KINDS if start.startswith(magic.lower())), ("", ""))
 
 

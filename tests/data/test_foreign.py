@@ -15,7 +15,8 @@ from ofaseg.data.rows import ShardError
         (b"\n  <!DOCTYPE HTML>", "a web page, not the file itself"),
         (b"<HTML>", "a web page, not the file itself"),
         (b"/9j/4AAQ\t", ""),
-        (b"PAR1", ""),
+        (b"PAR1\x15\x04\x15", "a Parquet file"),
+        (b"Par1 is an id\t", ""),
         (b"", ""),
     ],
 )
@@ -28,6 +29,11 @@ def test_kinds(tmp_path, data, kind):
     with pytest.raises(ShardError, match=f"x.tsv: {kind}; ") as caught:
         check_own_kind(tmp_path / "x.tsv")
     assert caught.value.file == str(tmp_path / "x.tsv")
+
+
+def test_a_parquet_file_of_its_own_name(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1\x15\x04\x15")
+    check_own_kind(tmp_path / "x.parquet")
 
 
 def test_a_file_that_cannot_be_opened(tmp_path):

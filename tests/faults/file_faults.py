@@ -66,6 +66,12 @@ def tsv_is_zip(root):
     replace_file(root, b"PK\x03\x04" + bytes(100))
 
 
+@fault("shards", "bad_file", "a Parquet file", "rename it to end in .parquet", file=TSV)
+def tsv_is_parquet(root):
+    write_unchecked(root / "other", [clean_row(0)], "parquet")
+    replace_file(root, (root / "other" / PARQUET).read_bytes())
+
+
 @fault("shards", "bad_file", "Git LFS pointer", "git lfs pull", file=TSV)
 def tsv_is_lfs_pointer(root):
     replace_file(root, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
