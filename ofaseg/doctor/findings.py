@@ -68,6 +68,7 @@ CODES = {
     "bad_vocabulary": Code("error", "class names that cannot be used: missing, doubled, or with wrong entries"),
     "similar_names": Code("warning", "two class names that differ in case, blanks or signs only"),
     "numbered_names": Code("warning", "class names that carry their number, which models would read as words"),
+    "doubtful_names": Code("warning", "blank lines within a class list, names that start with #, or with control characters"),
     "names_changed": Code("warning", "class names in other words than when the shards were written"),
     # checkpoints and runs
     "bad_checkpoint": Code("error", "a checkpoint that is damaged, unsafe, or of another model"),

@@ -18,7 +18,7 @@ from ofaseg.doctor.labels import Conventions, LabelTally, maybe_shifted
 from ofaseg.doctor.samples import SampleCheck
 from ofaseg.doctor.scan import CHUNK, Piece, Seen, run
 from ofaseg.doctor.splits import check_labels, check_photos, gather
-from ofaseg.doctor.vocabulary import check_names
+from ofaseg.doctor.vocabulary import check_lines, check_names
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError, parse_class_names
 
 
@@ -75,7 +75,7 @@ def _vocabulary(root: Path, findings: Findings, conventions: Conventions) -> Opt
     except VocabularyError as error:
         findings.add(from_error("bad_vocabulary", error, path.resolve()))
         return None
-    findings.add(*check_names(names, str(path)))
+    findings.add(*check_lines(str(path)), *check_names(names, str(path)))
     return vocabulary
 
 

@@ -19,6 +19,7 @@ def check_class_list(path: str, findings: Findings) -> None:
             names = ClassVocabulary.from_json(data, path).names
         else:
             names = parse_class_names(str(Path(path).resolve()))
+            findings.add(*check_lines(path))
     except VocabularyError as error:
         findings.add(from_error("bad_vocabulary", error, path if path.endswith(".json") else Path(path).resolve()))
         return
@@ -26,6 +27,20 @@ def check_class_list(path: str, findings: Findings) -> None:
         findings.add(finding("bad_vocabulary", path, f"not valid JSON ({error})", "restore it from a copy or write the shards again"))
         return
     findings.add(*check_names(names, path))
+
+
+def check_lines(path: str) -> list[Finding]:
+    """Blank lines within a class list, which are passed over: the names after them have lower numbers than their lines.
+
+    Raises OSError or UnicodeDecodeError when the file cannot be read.
+    """
+    lines = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+    blank = [k for k, line in enumerate(lines) if not line.strip()]
+    if not blank:
+        return []
+    message = f"line {blank[0] + 1} is blank and counts as no class, so the names after it move up"
+    cure = "remove it, or write the name of that class"
+    return [finding("doubtful_names", path, message + (f" ({len(blank)} such lines)" if len(blank) > 1 else ""), cure, blank[0])]
 
 
 def check_written_names(vocabulary: ClassVocabulary, root, split: str) -> list[Finding]:
@@ -59,6 +74,12 @@ def check_names(names: Sequence[str], where: str) -> list[Finding]:
             message = f"class {k} is {name!r}, class {known[plain]} is {names[known[plain]]!r}"
             found.append(finding("similar_names", where, message, "merge the two, or give them words that differ", k))
         known.setdefault(plain, k)
+        if name.startswith("#"):
+            message = f"class {k} is {name!r}: a comment counts as a class"
+            found.append(finding("doubtful_names", where, message, "remove the line; class lists have no comments", k))
+        elif not name.isprintable():
+            message = f"class {k} is {name!r}, with a tab, a control character or an unusual blank"
+            found.append(finding("doubtful_names", where, message, "write the name alone, with blanks between its words", k))
         if _NUMBERED.match(name):
             message = f"class {k} is {name!r}: a model reads the number as a word"
             found.append(finding("numbered_names", where, message, "write plain words; the position in the list is the class id", k))

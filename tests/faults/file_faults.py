@@ -455,6 +455,24 @@ def class_list_empty(root):
     return root / "names.txt"
 
 
+@fault("path", "doubtful_names", file="names.txt", row=1)
+def class_list_with_a_blank_line(root):
+    (root / "names.txt").write_text("cat\n \ndog\n\n")
+    return root / "names.txt"
+
+
+@fault("path", "doubtful_names", file="names.txt", row=0)
+def class_list_with_a_comment(root):
+    (root / "names.txt").write_text("# animals\ncat\ndog\n")
+    return root / "names.txt"
+
+
+@fault("path", "doubtful_names", file="names.txt", row=1)
+def class_list_with_a_tab(root):
+    (root / "names.txt").write_text("cat\ndog\t2\n")
+    return root / "names.txt"
+
+
 @fault("path", "bad_vocabulary", "'cat' stands twice", file="names.txt")
 def class_list_with_a_name_twice(root):
     (root / "names.txt").write_text("cat\ndog\ncat\n")

@@ -121,6 +121,11 @@ def folder_class_list_empty(root):
     (root / "classes.txt").write_text("")
 
 
+@fault("folder", "doubtful_names", file="classes.txt", row=1)
+def folder_class_list_with_a_blank_line(root):
+    (root / "classes.txt").write_text("\n\n".join(NAMES) + "\n\n")
+
+
 @fault("folder", "class_count", column="label_map", also=("label_range",))
 def folder_class_list_short(root):
     (root / "classes.txt").write_text("\n".join(NAMES[:1]) + "\n")
