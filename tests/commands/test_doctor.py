@@ -140,7 +140,7 @@ def test_ade20k_as_published_is_told_from_a_list_that_counts_from_0(real_data, t
     (tmp_path / "classes.txt").write_text((real_data / "class_lists" / "ade150.txt").read_text())
     main(["doctor", str(tmp_path), "--workers", "1", "--json", "-", "--quiet", "--label-offset", "1", "--ignore", "0"])
     report = json.loads(capsys.readouterr().out)
-    assert report["samples"] >= 3 and report["counts"]["error"] == 0
+    assert report["samples"] >= 3 and report["counts"]["error"] == report["counts"]["warning"] == 0
 
 
 def raw_folder(root, images, labels, names) -> str:
@@ -165,8 +165,11 @@ def test_real_maps_with_their_class_list_have_no_finding(real_data, tmp_path, ca
     voc21, coco80 = ((lists / name).read_text().splitlines() for name in ("voc21.txt", "coco80.txt"))
     assert findings_of(raw_folder(tmp_path / "voc", voc / "images", voc / "class_masks", voc21), capsys) == []
     split = (coco / "val2017", coco / "semseg80" / "val2017")
-    found = findings_of(raw_folder(tmp_path / "coco", *split, ["background", *coco80]), capsys)
-    assert {item["code"] for item in found} <= {"no_label"}
+    assert findings_of(raw_folder(tmp_path / "coco", *split, ["background", *coco80]), capsys) == []
+    found = findings_of(raw_folder(tmp_path / "without_background", *split, coco80), capsys)
+    assert {item["code"] for item in found} == {"label_range", "reduce_zero_label"}
+    shifted = findings_of(tmp_path / "without_background", capsys, "--label-offset", "1", "--ignore", "0,255")
+    assert {item["code"] for item in shifted} <= {"no_label"}  # two photos without an object
 
 
 @pytest.mark.parametrize("photos, code", [("ADE_val_*", "maybe_shifted"), ("ADE_*", "reduce_zero_label")])

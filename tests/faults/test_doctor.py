@@ -25,6 +25,9 @@ def test_every_fault_is_found_at_its_place(kind, format, tmp_path):
     if kind.code:
         hits = [item for item in found if (item.code, item.column) == (kind.code, kind.column) and kind.row in (item.row, ANY_ROW)]
         assert hits and any(item.file.endswith(kind.file) for item in hits), told
+        if kind.group in ("row", "line"):  # one row was broken, so no finding may name another
+            assert {item.row for item in found if item.severity != "note"} <= {kind.row}, told
+            assert {item.row for item in found if item.code == kind.code} == {kind.row} and len(hits) == 1, told
     others = {item.code for item in found if item.severity != "note"} - {kind.code, *kind.also}
     assert not others, told
 
