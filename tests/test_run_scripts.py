@@ -66,9 +66,11 @@ def test_an_own_folder_is_trained_on_unless_there_is_a_pretrained_model(tmp_path
     layout = dict(IMAGES="photos", CLASS_NAMES="c.txt", PREPARE_FLAGS="--val-fraction 0.1")
     commands = own_folder(tmp_path, CHECKPOINT="", BPE_DIR="", DATA="", **layout)
     assert list(commands)[-3:] == ["ofaseg evaluate", "ofaseg browse", "ofaseg report"]
-    prepare = commands["python prepare.py"]
-    assert prepare[2:6] == ["folder", "--root", str(tmp_path / "folder"), "--out"] and prepare[6] == str(tmp_path / "out" / "shards")
-    assert prepare[-6:] == ["--images", "photos", "--class-names", "c.txt", "--val-fraction", "0.1"]
+    convert, out = commands["python convert_folder.py"], tmp_path / "out"
+    assert convert[2:8] == ["--root", str(tmp_path / "folder"), "--out", str(out / "shards"), "--run", str(out)]
+    assert convert[8:12] == ["--need", "val", "--need", "train"]
+    assert convert[12:] == ["--images", "photos", "--class-names", "c.txt", "--val-fraction", "0.1"]
+    assert commands["ofaseg doctor"][2:] == [str(out / "shards")]
     words = str(tmp_path / "out" / "words")
     assert commands["python word_dictionary.py"][-1] == words
     arguments = training_arguments(next(command for name, command in commands.items() if name.startswith("fairseq-train")))
@@ -82,6 +84,12 @@ def test_an_own_folder_with_a_pretrained_model(tmp_path, supervised):
     assert arguments.supervised == (supervised == "1") and arguments.arch == "segofa_tiny"
     assert arguments.pretrained == str(tmp_path / "checkpoint") and arguments.bpe_dir == str(tmp_path / "bpe_dir")
     assert "python word_dictionary.py" not in commands
+    assert ("train" in commands["python convert_folder.py"]) == (supervised == "1")  # image-free, the photos only measure
+
+
+def test_runs_of_two_folders_do_not_share_their_results(tmp_path):
+    outs = [own_folder(tmp_path, OUT="", FOLDER=str(tmp_path / name) + "/")["ofaseg report"][2] for name in ("cats", "my dogs")]
+    assert outs == [str(tmp_path / "outputs" / f"ifseg_own_folder_{name}") for name in ("cats", "my dogs")]
 
 
 def test_a_number_of_gpus_that_would_change_the_batch_is_refused(tmp_path):

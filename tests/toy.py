@@ -1,6 +1,7 @@
 """Toy shards for tests: small coloured photos whose label map follows from the colours."""
 
 import numpy as np
+from PIL import Image
 
 from ofaseg.data import codec
 from ofaseg.data.shards import ShardWriter
@@ -35,6 +36,18 @@ def write_toy_shards(
             image = codec.encode_image(toy_photo(rng, label_map), "png")
             writer.write({"id": f"{split}{i}", "image": image, "label_map": codec.encode_label_map(label_map, vocabulary)})
     return vocabulary
+
+
+def write_toy_folder(root, count: int) -> None:
+    """Photos with label maps (255 = no label) and class names, as a user would have them."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (root / name).mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    for k in range(count):
+        label_map = toy_label_map(rng, 48, 64)
+        Image.fromarray(toy_photo(rng, label_map)).save(root / "images" / f"photo {k}.jpg", quality=95)
+        Image.fromarray(np.where(label_map < 0, 255, label_map).astype(np.uint8)).save(root / "labels" / f"photo {k}.png")
 
 
 def write_words(folder, words) -> str:

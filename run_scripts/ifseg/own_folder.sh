@@ -7,7 +7,11 @@
 #   PREPARE_FLAGS              more flags for the converter, such as "--label-offset 1 --ignore 0 --val-fraction 0.1"
 #   CHECKPOINT BPE_DIR [ARCH]  a pretrained model and its tokenizer folder: image-free, the photos only measure; SUPERVISED=1 trains on them
 # Without CHECKPOINT a small model is trained from random weights on the photos: 1,200 updates, half an hour on one CPU core.
+# Results go to OUT (default outputs/ifseg_own_folder_<name of the folder>). The same command again goes on with a run that was
+# stopped; it starts nothing where OUT holds a model of other photos, label maps or flags.
 FOLDER="${FOLDER:-${ROOT:-}}"
+NAME="$(basename "$(cd "${FOLDER:-.}" 2>/dev/null && pwd || echo "$FOLDER")")"
+OUT="${OUT:-$PWD/outputs/ifseg_own_folder_$NAME}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 require FOLDER "your folder, with images/ labels/ classes.txt"
 DATA="${DATA:-$OUT/shards}"
@@ -27,16 +31,15 @@ supervised_train() {  # supervised_train DATA FLAG...: a small model at 192 px; 
     --best-checkpoint-metric mIoU --maximize-best-checkpoint-metric --seed 1
 }
 
-if ! has_split "$DATA" val; then
-  if [ -z "${IMAGES:-}${LABELS:-}${CLASS_NAMES:-}${PREPARE_FLAGS:-}" ]; then
-    step "Checking $FOLDER"
-    run "$BIN/ofaseg" doctor "$FOLDER"
-  fi
-  step "Converting to shards"
-  layout=(${IMAGES:+--images "$IMAGES"} ${LABELS:+--label-maps "$LABELS"} ${CLASS_NAMES:+--class-names "$CLASS_NAMES"})
-  read -r -a more <<< "${PREPARE_FLAGS:-}"
-  run "$BIN/python" "$ROOT/data_prep/prepare.py" folder --root "$FOLDER" --out "$DATA" --format parquet "${layout[@]}" "${more[@]}"
-fi
+layout=(${IMAGES:+--images "$IMAGES"} ${LABELS:+--label-maps "$LABELS"} ${CLASS_NAMES:+--class-names "$CLASS_NAMES"})
+read -r -a more <<< "${PREPARE_FLAGS:-}"
+need=(--need val)
+[ "$SUPERVISED" != 1 ] || need+=(--need train)
+
+step "Checking $FOLDER and converting it to shards"
+run "$BIN/python" "$ROOT/tools/convert_folder.py" --root "$FOLDER" --out "$DATA" --run "$OUT" "${need[@]}" "${layout[@]}" "${more[@]}"
+step "Checking the shards"
+run "$BIN/ofaseg" doctor "$DATA"
 if [ -z "${CHECKPOINT:-}${BPE_DIR:-}" ]; then
   BPE_DIR="$OUT/words"
   run "$BIN/python" "$ROOT/tools/word_dictionary.py" "$DATA" --out "$BPE_DIR"
@@ -54,6 +57,6 @@ step "Evaluating, report and gallery"
 device=()
 [ "$NGPU" != 0 ] || device=(--device cpu)
 run "$BIN/ofaseg" evaluate "$OUT/checkpoint_best.pt" "$DATA" --split val --batch-size 8 "${device[@]}" --name model --out "$OUT/evaluation"
-run "$BIN/ofaseg" browse "$DATA" --title "$(basename "$FOLDER")" --out "$OUT/gallery"
-run "$BIN/ofaseg" report "$OUT" --title "Segmentation of $(basename "$FOLDER")"
+run "$BIN/ofaseg" browse "$DATA" --title "$NAME" --out "$OUT/gallery"
+run "$BIN/ofaseg" report "$OUT" --title "Segmentation of $NAME"
 step "Done: $OUT/report.html, $OUT/gallery/index.html, $OUT/checkpoint_best.pt"

@@ -4,30 +4,16 @@ import json
 import os
 import subprocess
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.browser import CHROMIUM, open_page
 from tests.conftest import ROOT
-from tests.toy import NAMES, toy_label_map, toy_photo
+from tests.toy import NAMES, write_toy_folder
 
 pytestmark = pytest.mark.slow
 
 # smaller photos and a shorter run than the script's, for time
 SHORT = ["--patch-image-size", "48", "--orig-patch-image-size", "48", "--max-update", "30", "--save-interval-updates", "30"]
-
-
-def write_folder(root, count: int) -> None:
-    """Photos with label maps (255 = no label) and class names, as a user would have them."""
-    rng = np.random.default_rng(0)
-    for name in ("images", "labels"):
-        (root / name).mkdir(parents=True)
-    (root / "classes.txt").write_text("\n".join(NAMES) + "\n")
-    for k in range(count):
-        label_map = toy_label_map(rng, 48, 64)
-        Image.fromarray(toy_photo(rng, label_map)).save(root / "images" / f"photo {k}.jpg", quality=95)
-        Image.fromarray(np.where(label_map < 0, 255, label_map).astype(np.uint8)).save(root / "labels" / f"photo {k}.png")
 
 
 def own_folder(tmp_path, *flags: str) -> subprocess.CompletedProcess:
@@ -37,8 +23,8 @@ def own_folder(tmp_path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run([script, *SHORT, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
 
 
-def test_a_folder_becomes_a_model_a_report_and_a_gallery(tmp_path):
-    write_folder(tmp_path / "my photos", 24)
+def test_a_folder_becomes_a_model_a_report_and_a_gallery_and_another_folder_does_not_continue_it(tmp_path):
+    write_toy_folder(tmp_path / "my photos", 24)
     done = own_folder(tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     out = tmp_path / "out"
@@ -52,9 +38,15 @@ def test_a_folder_becomes_a_model_a_report_and_a_gallery(tmp_path):
     if CHROMIUM:
         assert 'class="example card ready"' in open_page(out / "report.html")
 
+    (tmp_path / "my photos").rename(tmp_path / "other photos")
+    write_toy_folder(tmp_path / "my photos", 12)
+    done = own_folder(tmp_path)
+    assert done.returncode != 0 and "set OUT to a new folder" in done.stderr, done.stdout[-2000:]
+    assert (out / "report.html").read_text(encoding="utf-8") == page
+
 
 def test_a_folder_with_a_missing_label_map_is_not_trained_on(tmp_path):
-    write_folder(tmp_path / "my photos", 6)
+    write_toy_folder(tmp_path / "my photos", 6)
     (tmp_path / "my photos" / "labels" / "photo 3.png").unlink()
     done = own_folder(tmp_path)
     assert done.returncode != 0 and "photo 3" in done.stdout + done.stderr
