@@ -134,29 +134,30 @@ def _vocabulary(results: list[Result], folders) -> ClassVocabulary:
 def read_examples(results: list[tuple[str, Path]], most: int) -> list[Example]:
     """Examples of the first result, with the predictions that the other results made for the same photos.
 
-    At most `most` of each group; a photo of several groups stands in the first of them.
+    At most `most` of each group.
     """
     if not results or not results[0][1].is_dir():
         return []
     folder = results[0][1] / "examples"
-    return [_read_example(folder, photo, group, results) for photo, group in shown_photos(read_index(folder), most)]
+    return [_read_example(folder, photo, groups, results) for photo, groups in shown_photos(read_index(folder), most)]
 
 
-def shown_photos(photos: list[ChosenPhoto], most: int) -> list[tuple[ChosenPhoto, str]]:
-    """(photo, group) of the first `most` photos of each group, none twice."""
-    shown, taken = [], set()
+def shown_photos(photos: list[ChosenPhoto], most: int) -> list[tuple[ChosenPhoto, tuple[str, ...]]]:
+    """The first `most` photos of each group, none twice, each with all groups among whose first it is."""
+    groups_of: dict[str, list[str]] = {}
+    by_name = {photo.name: photo for photo in photos}
     for group in (*GROUPS, ""):
         members = [photo for photo in photos if (group in photo.groups if group else not photo.groups)]
         if group == "worst":
             members.sort(key=lambda photo: (photo.miou, photo.row))
+        elif group == "random":
+            members.sort(key=lambda photo: photo.row)  # in the order of the list those that are also the best would come first
         for photo in members[:most]:
-            if photo.name not in taken:
-                taken.add(photo.name)
-                shown.append((photo, group))
-    return shown
+            groups_of.setdefault(photo.name, []).extend([group] if group else [])
+    return [(by_name[name], tuple(groups)) for name, groups in groups_of.items()]
 
 
-def _read_example(folder: Path, photo: ChosenPhoto, group: str, results: list[tuple[str, Path]]) -> Example:
+def _read_example(folder: Path, photo: ChosenPhoto, groups: tuple[str, ...], results: list[tuple[str, Path]]) -> Example:
     path = folder / photo.name / "photo.jpg"
     try:
         with Image.open(path) as picture:
@@ -168,7 +169,7 @@ def _read_example(folder: Path, photo: ChosenPhoto, group: str, results: list[tu
         prediction = _same_size(other / "examples" / photo.name / "prediction.png", image)
         if prediction is not None:
             predictions[name] = prediction
-    return Example(photo.name, image, _same_size(path.parent / "labels.png", image), predictions, group, photo.miou)
+    return Example(photo.name, image, _same_size(path.parent / "labels.png", image), predictions, groups, photo.miou)
 
 
 def _same_size(path: Path, image: np.ndarray) -> Optional[np.ndarray]:

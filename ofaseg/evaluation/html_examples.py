@@ -16,7 +16,7 @@ from ofaseg.evaluation.report import percent
 from ofaseg.vocabulary import ClassVocabulary
 
 TITLES = {"best": "Best photos", "worst": "Worst photos", "random": "Random photos", "": "Photos"}
-"""Group of an example -> heading. A photo of several groups is shown in the first."""
+"""Group of an example -> heading. A photo of several groups is shown in the first and named under the others."""
 
 LONG_SIDE, SHORT_SIDE = 560, 240
 """Pictures are shrunk, or enlarged by a whole factor, to these sides in pixels."""
@@ -91,7 +91,7 @@ class Example:
         image: (H, W, 3) uint8.
         truth: (H, W) class ids or IGNORE_INDEX, or None.
         predictions: result name -> (H, W) class ids.
-        group: key of TITLES.
+        groups: those of TITLES that it belongs to.
         miou: of the first prediction on this photo, 0..1, or None.
     """
 
@@ -99,7 +99,7 @@ class Example:
     image: np.ndarray
     truth: Optional[np.ndarray] = None
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
-    group: str = ""
+    groups: tuple[str, ...] = ()
     miou: Optional[float] = None
 
 
@@ -110,18 +110,29 @@ def examples_section(examples: Sequence[Example], vocabulary: ClassVocabulary) -
     maps = [m for e in examples for m in (e.truth, *e.predictions.values()) if m is not None]
     present = sorted({area["class_id"] for m in maps for area in class_areas(m, vocabulary)})
     parts = ["<h2>Examples</h2>", chips(vocabulary, present)]
+    grouped = any(example.groups for example in examples)
+    shown: set[int] = set()
     for group, title in TITLES.items():
-        cards = [_card(example, vocabulary) for example in examples if example.group == group]
-        if cards:
-            heading = "" if len({example.group for example in examples}) == 1 and not group else f"<h3>{title}</h3>"
-            parts.append(f'{heading}<div class="examples">{"".join(cards)}</div>')
+        members = [k for k, example in enumerate(examples) if (group in example.groups if group else not example.groups)]
+        if members:
+            parts.append(f"<h3>{title}</h3>" if grouped else "")
+            parts.append(_shown_above([examples[k].name for k in members if k in shown]))
+            cards = "".join(_card(examples[k], vocabulary) for k in members if k not in shown)
+            parts.append(f'<div class="examples">{cards}</div>' if cards else "")
+            shown.update(members)
     return "".join(parts)
+
+
+def _shown_above(names: Sequence[str]) -> str:
+    return f'<p class="muted">Shown above: {escape(", ".join(names))}</p>' if names else ""
 
 
 def _card(example: Example, vocabulary: ClassVocabulary) -> str:
     layers = _layers(example, vocabulary)
     figures = "".join(_figure(picture, title, alt) for title, picture, alt in layers)
-    score = "" if example.miou is None else f'<span class="muted">mIoU {percent(example.miou)} %</span>'
+    told = [" + ".join(example.groups)] if len(example.groups) > 1 else []
+    told += [f"mIoU {percent(example.miou)} %"] if example.miou is not None else []
+    score = f'<span class="muted">{", ".join(map(escape, told))}</span>' if told else ""
     has_truth = example.truth is not None
     prediction = min(1 + has_truth, len(layers) - 1)  # after the photo and the labels
     return (

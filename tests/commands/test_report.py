@@ -37,7 +37,7 @@ def test_page_tables_and_charts(run_dir, capsys):
     both = photos & {photo.name for photo in read_index(run_dir / "before" / "examples")}
     assert page.count("<img") == 4 * len(photos) + len(both)  # photo, labels, prediction, errors; and the other result's prediction
     assert page.count("<svg") == 4 and page.count('class="example card"') == len(photos) and len(both) >= 2
-    for word in ("Best photos", "Worst photos", "Confusion", "segofa_tiny", "learning rate", "split", "toy"):
+    for word in ("Best photos", "Worst photos", "Random photos", "Confusion", "segofa_tiny", "learning rate", "split", "toy"):
         assert word in page, word
     printed = capsys.readouterr().out
     for name in ("results.md", "iou_per_class.svg", "curve_loss.svg", "curve_miou.svg"):
@@ -91,9 +91,12 @@ def test_confusion_matrices_of_seeds_are_added_up(run_dir):
 
 def test_a_photo_is_shown_once_and_the_worst_first():
     photos = [ChosenPhoto(0, 0.9, ["best", "random"], "a"), ChosenPhoto(1, 0.3, ["worst"], "b"), ChosenPhoto(2, 0.1, ["worst"], "c")]
-    assert [(photo.name, group) for photo, group in shown_photos(photos, 4)] == [("a", "best"), ("c", "worst"), ("b", "worst")]
+    shown = [("a", ("best", "random")), ("c", ("worst",)), ("b", ("worst",))]
+    assert [(photo.name, groups) for photo, groups in shown_photos(photos, 4)] == shown
     assert [photo.name for photo, _ in shown_photos(photos, 1)] == ["a", "c"]
-    assert shown_photos([ChosenPhoto(-1, name="old")], 4) == [(ChosenPhoto(-1, name="old"), "")]
+    assert shown_photos([ChosenPhoto(-1, name="old")], 4) == [(ChosenPhoto(-1, name="old"), ())]
+    both = [ChosenPhoto(7, 0.9, ["best", "random"], "a"), ChosenPhoto(2, 0.1, ["random"], "b")]
+    assert [(photo.name, groups) for photo, groups in shown_photos(both, 1)] == [("a", ("best",)), ("b", ("random",))]
 
 
 @requires_chromium

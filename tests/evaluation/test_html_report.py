@@ -25,7 +25,7 @@ def full_page():
     matrix = torch.tensor([[5, 3, 0], [0, 4, 0], [0, 0, 2]])
     scores = semantic_scores(matrix, VOCABULARY) | {"images": 1}
     results = [Result("adapted <b>", scores, matrix.numpy()), Result("before", scores)]
-    example = Example("photo <1>", IMAGE, LABELS, {"adapted <b>": LABELS, "before": LABELS}, "worst", 0.25)
+    example = Example("photo <1>", IMAGE, LABELS, {"adapted <b>": LABELS, "before": LABELS}, ("worst",), 0.25)
     data = DataSummary("shards", "a <source>", list(VOCABULARY.names), [SplitSummary("val", 7, "6 x 8", 2, [0.25, 0.75, 0.0], [1, 5, 0])])
     configuration = [("run", {"model": {"_name": "segofa_<nano>"}})]
     return html_report("Title & more", results, VOCABULARY, [example], [log()], "One.\n\nTwo <i>.", "command", configuration, [data])
@@ -60,6 +60,23 @@ def test_an_example_offers_its_layers_and_starts_with_photo_and_prediction():
     assert re.findall(r"selected>([^<]+)<", without_labels) == ["photo", "mine"]
     alone = examples_section([Example("x", IMAGE)], VOCABULARY)
     assert re.findall(r"selected>([^<]+)<", alone) == ["photo", "photo"]
+
+
+def test_a_photo_of_several_groups_has_one_card_and_is_named_under_each():
+    examples = [
+        Example("a&b", IMAGE, LABELS, groups=("best", "random"), miou=0.5),
+        Example("c", IMAGE, LABELS, groups=("best",)),
+        Example("d", IMAGE, LABELS, groups=("worst",)),
+        Example("e", IMAGE, LABELS, groups=("random",)),
+    ]
+    section = examples_section(examples, VOCABULARY)
+    best, worst, random = section.split("<h3>")[1:]
+    assert [part.split("</h3>")[0] for part in (best, worst, random)] == ["Best photos", "Worst photos", "Random photos"]
+    assert [part.count("<article") for part in (best, worst, random)] == [2, 1, 1]
+    assert "best + random, mIoU 50.0 %" in best and "Shown above: a&amp;b</p>" in random and "Shown above" not in best + worst
+    few = examples_section([Example("x", IMAGE, LABELS, groups=("best", "worst", "random"))], VOCABULARY)
+    assert few.count("<article") == 1 and few.count("Shown above: x</p>") == 2 and "Random photos" in few
+    assert "<h3>" not in examples_section([Example("x", IMAGE, LABELS)], VOCABULARY)
 
 
 def test_the_heat_map_leaves_out_what_cannot_be_seen():
