@@ -31,6 +31,7 @@ def bar_chart(
     series: Sequence[tuple[str, Sequence[Optional[float]]]],
     swatches: Sequence[tuple[int, int, int]] = (),
     title: str = "",
+    width: float = 0,
 ) -> str:
     """Horizontal bars per class, in the order given; one thin bar per series; values 0..1 shown in percent.
 
@@ -39,15 +40,18 @@ def bar_chart(
         series: at most six (name, K values); None or nan is shown as a dash.
         swatches: K RGB colours of the classes in the overlays; may be empty.
         title: what the chart shows; begins its spoken description.
+        width: of the drawing, in one column; 0 is that of a page, in as many columns as the classes need.
     """
-    columns = 1 if len(names) <= 36 else 2 if len(names) <= 90 else 3
+    columns = 1 if width or len(names) <= 36 else 2 if len(names) <= 90 else 3
     per_column = math.ceil(len(names) / columns)
     bar, row = (12, 24) if len(series) == 1 else (8, 14 * len(series) + 8)
-    label_width = min(220, 36 + 8 * max((len(name) for name in names), default=0))
-    column_width = (960 if columns > 1 else 860) / columns
+    column_width = width or (960 if columns > 1 else 860) / columns
+    label_width = min(220, 0.46 * column_width, 36 + 8 * max((len(name) for name in names), default=0))
     bar_width = column_width - label_width - 62
-    top = 30 if len(series) > 1 else 6
-    parts = [_legend([name for name, _ in series], label_width)] if len(series) > 1 else []
+    parts, top = [], 6
+    if len(series) > 1:
+        legend, lines = _legend([name for name, _ in series], 0 if width else label_width, column_width * columns)
+        parts, top = [legend], 10 + 20 * lines
     for k, name in enumerate(names):
         x, y = column_width * (k // per_column), top + row * (k % per_column)
         parts.append(_bar_label(name, swatches[k] if swatches else None, x, y + row / 2, label_width))
@@ -98,6 +102,7 @@ def line_chart(
     x_label: str = "updates",
     percent: bool = False,
     width: int = 470,
+    colours: Sequence[int] = (),
 ) -> str:
     """Curves over updates with axes, a legend, and a dot where a curve has few points.
 
@@ -106,7 +111,9 @@ def line_chart(
         title: heading of the chart.
         percent: y values 0..1 are shown in percent, from 0.
         width: of the drawing; its height is 270.
+        colours: number in SERIES_COLOURS of each series; by default in their order.
     """
+    paint = {name: SERIES_COLOURS[k % len(SERIES_COLOURS)] for (name, _), k in zip(series, colours or range(len(series)))}
     series = [(name, [(x, 100 * y if percent else y) for x, y in points]) for name, points in series if points]
     if not series:
         text = f'<text class="muted" x="8" y="34">{escape(title)}: no values in the log</text>'
@@ -129,7 +136,7 @@ def line_chart(
 
     parts = [
         f'<text class="strong" x="0" y="14">{escape(title)}</text>',
-        f'<g transform="translate(0,22)">{_legend([n for n, _ in series], 0)}</g>',
+        f'<g transform="translate(0,22)">{_legend([n for n, _ in series], 0, colours=[paint[n] for n, _ in series])[0]}</g>',
     ]
     for tick in y_ticks:
         y = at(0, tick)[1]
@@ -142,9 +149,7 @@ def line_chart(
         parts.append(f'<text class="muted small" x="{x:.1f}" y="{height - bottom + 17}" text-anchor="middle">{_short(tick)}</text>')
     parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>')
     parts.append(f'<text class="muted small" x="{width - right}" y="{height - 6}" text-anchor="end">{escape(x_label)}</text>')
-    parts += [
-        _curve(name, [at(x, y) for x, y in thin(points)], SERIES_COLOURS[i % 6], points[-1]) for i, (name, points) in enumerate(series)
-    ]
+    parts += [_curve(name, [at(x, y) for x, y in thin(points)], paint[name], points[-1]) for name, points in series]
     spoken = "; ".join(f"{name} from {_short(points[0][1])} to {_short(points[-1][1])}" for name, points in series)
     return svg_element(width, height, parts, f"{title} over {x_label}: {spoken}")
 
@@ -182,13 +187,18 @@ def _short(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 
-def _legend(names: Sequence[str], x: float) -> str:
-    parts = []
-    for i, name in enumerate(names):
-        parts.append(f'<rect x="{x:.1f}" y="6" width="12" height="12" rx="3" style="fill:{SERIES_COLOURS[i % 6]}"/>')
-        parts.append(f'<text class="small" x="{x + 17:.1f}" y="12.5" dominant-baseline="central">{escape(name)}</text>')
-        x += 34 + 7 * len(name)
-    return "".join(parts)
+def _legend(names: Sequence[str], left: float, right: float = math.inf, colours: Sequence[str] = SERIES_COLOURS) -> tuple[str, int]:
+    """The names with their colours from x = `left`, in as many lines of height 20 as they need to end before `right`; (SVG, lines)."""
+    parts, x, line = [], left, 0
+    for name, colour in zip(names, colours):
+        advance = 34 + 7 * len(name)
+        if x > left and x + advance > right:
+            x, line = left, line + 1
+        parts.append(f'<rect x="{x:.1f}" y="{6 + 20 * line}" width="12" height="12" rx="3" style="fill:{colour}"/>')
+        middle = 12.5 + 20 * line
+        parts.append(f'<text class="small" x="{x + 17:.1f}" y="{middle}" dominant-baseline="central">{escape(name)}</text>')
+        x += advance
+    return "".join(parts), line + 1
 
 
 def svg_element(width: float, height: float, parts: Sequence[str], description: str) -> str:

@@ -23,7 +23,7 @@ LONG_SIDE, SHORT_SIDE = 560, 240
 
 EXAMPLES_CSS = """
 .examples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,235px),1fr));gap:16px;align-items:start}
-.example h4{font-size:13.5px;font-weight:600;margin:0 0 8px;display:flex;justify-content:space-between;gap:10px}
+.example h4{font-size:13.5px;font-weight:600;margin:0 0 8px;display:flex;justify-content:space-between;flex-wrap:wrap;gap:0 10px}
 .example h4 span{overflow-wrap:anywhere}
 .example h4 .muted{font-weight:400;white-space:nowrap}
 .layers{display:grid;grid-template-columns:repeat(auto-fit,minmax(120px,1fr));gap:8px}

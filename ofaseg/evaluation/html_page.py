@@ -38,7 +38,8 @@ summary{cursor:pointer;color:var(--muted)}
 .chips-cell i{vertical-align:-2px;margin-right:4px}
 table.options td{padding:3px 10px;text-align:left;font-size:13px;white-space:normal;overflow-wrap:anywhere}
 :focus-visible{outline:2px solid var(--s0);outline-offset:2px}
-@media(max-width:640px){main{padding:22px 12px 40px}}
+.narrow{display:none}
+@media screen and (max-width:640px){main{padding:22px 12px 40px}.wide{display:none}.narrow{display:block}}
 @media print{.card,.tile{break-inside:avoid}}
 """
 

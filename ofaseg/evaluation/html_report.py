@@ -7,7 +7,7 @@ from typing import Optional, Sequence
 
 import numpy as np
 
-from ofaseg.evaluation.charts import bar_chart, line_chart
+from ofaseg.evaluation.charts import SERIES_COLOURS, bar_chart, line_chart
 from ofaseg.evaluation.configuration import configuration_section
 from ofaseg.evaluation.data_summary import DataSummary, data_section
 from ofaseg.evaluation.html_confusion import CONFUSION_CSS, confusion_section
@@ -113,8 +113,9 @@ def _class_bars(results: Sequence[Result], vocabulary: ClassVocabulary) -> str:
     first = shown[0].scores["IoU_per_class"]
     order = sorted(range(len(names)), key=lambda k: (_missing(first[k]), -(0.0 if _missing(first[k]) else first[k])))
     series = [(r.name, [r.scores["IoU_per_class"][k] for k in order]) for r in shown]
-    chart = bar_chart([names[k] for k in order], series, [vocabulary.palette[k] for k in order], "IoU per class in percent")
-    return f'<h2>IoU per class, %</h2><div class="card">{chart}</div>'
+    drawing = ([names[k] for k in order], series, [vocabulary.palette[k] for k in order], "IoU per class in percent")
+    wide, narrow = bar_chart(*drawing), bar_chart(*drawing, width=360)  # a wide one could not be read on a phone
+    return f'<h2>IoU per class, %</h2><div class="card wide">{wide}</div><div class="card narrow">{narrow}</div>'
 
 
 def _missing(value: Optional[float]) -> bool:
@@ -122,19 +123,47 @@ def _missing(value: Optional[float]) -> bool:
 
 
 def training_charts(logs: Sequence[TrainingLog]) -> dict[str, str]:
-    """SVG charts under `loss` and `miou` (validation); a chart without values is left out."""
-    loss, iou = [], []
-    for log in logs:
-        run = f"{log.name}, " if len(logs) > 1 else ""
+    """SVG charts under `loss` and `miou` (validation); a chart without values is left out.
+
+    A series has the same colour in both, whatever the order of the logs and of what they hold.
+    """
+    loss, iou = {}, {}
+    names = [log.name for log in logs]
+    for number, log in enumerate(logs, 1):
+        run = "" if len(logs) == 1 else log.name if names.count(log.name) == 1 else f"{log.name} {number}"
         for key, points in log.curves.items():
             subset, _, metric = key.partition("_")
             if metric == "loss":
-                loss.append((run + SUBSETS.get(subset, subset), points))
+                loss[run, subset, ""] = points
             elif metric.startswith("mIoU") and subset != "train":
-                extra = metric.removeprefix("mIoU").replace("_", " ")
-                iou.append((run + SUBSETS.get(subset, subset) + extra, _fractions(points)))
-    charts = {"loss": line_chart(loss[:6], "loss")} if loss else {}
-    return charts | ({"miou": line_chart(iou[:6], "mIoU, %", percent=True)} if iou else {})
+                iou[run, subset, metric.removeprefix("mIoU").replace("_", " ")] = _fractions(points)
+    order = sorted({*loss, *iou}, key=_place)
+    charts = {}
+    for name, curves, title in (("loss", loss, "loss"), ("miou", iou, "mIoU, %")):
+        if curves:
+            keys = [key for key in order if key in curves][: len(SERIES_COLOURS)]
+            series = [(_legend_text(*key), curves[key]) for key in keys]
+            charts[name] = line_chart(series, title, percent=name == "miou", colours=_colours(keys, order))
+    return charts
+
+
+def _place(key: tuple[str, str, str]) -> tuple:
+    """Where a series (run, subset, extra) stands in the legends: by run, then training, validation and the others by name."""
+    run, subset, extra = key
+    return run, [*SUBSETS, subset].index(subset), subset, extra
+
+
+def _legend_text(run: str, subset: str, extra: str) -> str:
+    return f"{run}, {SUBSETS.get(subset, subset)}{extra}" if run else SUBSETS.get(subset, subset) + extra
+
+
+def _colours(keys: Sequence[tuple], order: Sequence[tuple]) -> list[int]:
+    """A colour for each of at most six series of a chart: that of its place among all series, the next free one if it is taken."""
+    colours: list[int] = []
+    for key in keys:
+        free = (k % len(SERIES_COLOURS) for k in range(order.index(key), order.index(key) + len(SERIES_COLOURS)))
+        colours.append(next(k for k in free if k not in colours))
+    return colours
 
 
 def _fractions(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -36,7 +36,7 @@ def test_page_tables_and_charts(run_dir, capsys):
     photos = {photo.name for photo in read_index(run_dir / "adapted" / "examples")}
     both = photos & {photo.name for photo in read_index(run_dir / "before" / "examples")}
     assert page.count("<img") == 4 * len(photos) + len(both)  # photo, labels, prediction, errors; and the other result's prediction
-    assert page.count("<svg") == 4 and page.count('class="example card"') == len(photos) and len(both) >= 2
+    assert page.count("<svg") == 7 and page.count('class="example card"') == len(photos) and len(both) >= 2
     for word in ("Best photos", "Worst photos", "Random photos", "Confusion", "segofa_tiny", "learning rate", "split", "toy"):
         assert word in page, word
     printed = capsys.readouterr().out

@@ -39,7 +39,7 @@ def test_the_page_stands_alone_and_escapes_names():
         assert text not in page
     images = re.findall(r"<img [^>]*>", page)
     assert len(images) == 5 and all(re.search(r'alt="[^"]+"', image) for image in images)
-    assert page.count("<svg") == 4 and set(training_charts([log()])) == {"loss", "miou"}
+    assert page.count("<svg") == 7 and set(training_charts([log()])) == {"loss", "miou"}
     assert "Worst photos" in page and "Best photos" not in page and "mIoU 25.0 %" in page
     empty = html_report("Empty", [], VOCABULARY)
     assert empty.startswith("<!doctype html>") and "<script" not in empty
@@ -82,27 +82,79 @@ def test_a_photo_of_several_groups_has_one_card_and_is_named_under_each():
 def test_the_heat_map_leaves_out_what_cannot_be_seen():
     matrix = np.array([[1000, 4, 0], [0, 300, 700], [0, 0, 0]])
     root = ET.fromstring(heat_map(matrix, ["a & b", "c", "d"]))
-    titles = [title.text for title in root.iter("title")]
+    drawing = next(svg for svg in root.iter("svg") if svg.get("aria-label"))
+    titles = [title.text for title in drawing.iter("title")]
     assert titles == ["a & b → a & b: 99.6 % (1,000 pixels)", "c → c: 30.0 % (300 pixels)", "c → d: 70.0 % (700 pixels)"]
-    assert "c as d 70 %" in root.get("aria-label")
-    corners = {rect.get("class"): (float(rect.get("x")), float(rect.get("y"))) for rect in root.iter("rect")}
+    assert "c as d 70 %" in drawing.get("aria-label")
+    corners = {rect.get("class"): (float(rect.get("x")), float(rect.get("y"))) for rect in drawing.iter("rect")}
     assert corners["wrong"][0] > corners["wrong"][1]  # label 1 below, prediction 2 to the right
 
 
-@pytest.mark.parametrize("count", [1, 20, 21, 171])
-def test_names_beside_the_heat_map_do_not_overlap(count):
+@pytest.mark.parametrize("count", [1, 20, 58, 81, 171])
+def test_names_beside_the_heat_map_stand_at_their_cells_and_do_not_overlap(count):
     names = [f"a class with a long name {k}" for k in range(count)]
     root = ET.fromstring(heat_map(np.eye(count, dtype=np.int64), names))
-    rows = sorted(float(text.get("y")) for text in root.iter("text") if text.get("text-anchor") == "end")
-    assert len(rows) == count and all(later - earlier >= 13 for earlier, later in zip(rows, rows[1:]))
-    width = float(root.get("viewBox").split()[2])
-    assert f"width:{width:.0f}px" in root.get("style")  # drawn at its own size, so 171 classes scroll instead of shrinking
+    strips = {div.get("class"): div for div in root.iter("div")}
+    middles = [float(text.get("y")) for text in strips["heat-rows"].iter("text")]
+    cells = [rect for rect in root.iter("rect") if rect.get("class") == "right"]
+    cell = float(cells[0].get("width")) + 1
+    assert middles == [float(rect.get("y")) + cell / 2 for rect in cells]
+    starts = [re.match(r"translate\(([\d.]+) ", text.get("transform")) for text in strips["heat-columns"].iter("text")]
+    assert [float(start[1]) for start in starts] == [float(rect.get("x")) + cell / 2 for rect in cells]
+    letters = 9 if strips["heat-rows"].find(".//text").get("class") == "tiny" else 12
+    assert len(middles) == count and cell > letters
+    sizes = {svg.get("viewBox") == f"0 0 {svg.get('width')} {svg.get('height')}" for svg in root.iter("svg")}
+    assert sizes == {True}  # drawn at its own size, so 171 classes scroll instead of shrinking
+    width = sum(float(strips[f"heat-{kind}"].find("svg").get("width")) for kind in ("rows", "columns"))
+    assert (width <= 998) == (count <= 81)  # what a wide screen has room for
 
 
 def test_the_list_of_confusions_names_label_and_prediction():
     section = confusion_section(np.array([[6, 2], [9, 1]]), ["x <y>", "z"])
     assert re.search(r"z → <b>x &lt;y&gt;</b></span><span>90.0 % of the label, 50.00 % of all", section)
     assert "Confused most, by pixels" not in confusion_section(np.diag([1, 2]), ["x", "z"])
+
+
+def colours_of(svg: str) -> dict[str, str]:
+    """Series -> colour of its entry in the legend; each curve must have that colour."""
+    root = ET.fromstring(svg)
+    entries = [(rect.get("style"), text.text) for rect, text in zip(root.iter("rect"), root.findall("./g/text"))]
+    drawn = [group for group in root.iter("g") if group.find("polyline") is not None]
+    curves = {group.find("title").text.split(":")[0]: group.find("polyline").get("style") for group in drawn}
+    found = {name: re.search(r"--s\d", style)[0] for style, name in entries}
+    assert {name: re.search(r"--s\d", style)[0] for name, style in curves.items()} == found
+    return found
+
+
+def test_a_series_keeps_its_colour_whatever_the_order_of_the_logs():
+    points = [(1.0, 0.5), (2.0, 0.25)]
+    a = TrainingLog("a", {"train_loss": points, "valid_loss": points, "valid_mIoU": points})
+    b = TrainingLog("b", {"valid_mIoU": points, "valid_loss": points, "train_loss": points})
+    charts = training_charts([a])
+    assert colours_of(charts["loss"]) == {"training": "--s0", "validation": "--s1"}
+    assert colours_of(charts["miou"]) == {"validation": "--s1"}
+    assert training_charts([TrainingLog("a", dict(reversed(a.curves.items())))]) == charts
+    both = training_charts([a, b])
+    assert training_charts([b, a]) == both and len(set(colours_of(both["loss"]).values())) == 4
+    assert colours_of(both["miou"]).items() <= colours_of(both["loss"]).items()
+
+
+def test_curves_of_one_chart_differ_in_colour_where_there_are_many():
+    points = [(1.0, 0.5), (2.0, 0.25)]
+    curves = {f"valid_mIoU{extra}": points for extra in ("", "_unseen", "_seen")}
+    logs = [TrainingLog(name, {"train_loss": points, "valid_loss": points, **curves}) for name in ("a", "b", "b")]
+    for chart in training_charts(logs).values():
+        assert len(set(colours_of(chart).values())) == 6
+    assert {"b 2, training", "b 3, training"} <= set(colours_of(training_charts(logs)["loss"]))
+
+
+def test_bars_have_a_drawing_for_narrow_screens_with_the_same_numbers():
+    page = full_page()
+    wide, narrow = (re.search(f'<div class="card {name}">(<svg.*?</svg>)', page)[1] for name in ("wide", "narrow"))
+    width, _ = map(float, ET.fromstring(narrow).get("viewBox").split()[2:])
+    assert width == 360 and re.findall(r"<title>(.*?)</title>", wide) == re.findall(r"<title>(.*?)</title>", narrow)
+    ends = [float(text.get("x")) for text in ET.fromstring(narrow).iter("text") if text.get("text-anchor") != "end"]
+    assert max(ends) < 360 - 30  # room for a number of four letters
 
 
 @requires_chromium
