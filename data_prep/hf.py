@@ -8,22 +8,23 @@ A dataset of the Hub is fetched once with
 `python -c "from datasets import load_dataset; load_dataset('OWNER/NAME').save_to_disk('ROOT')"`. No code of a dataset is run.
 
 The columns are found by their type and name (`--image-column`, `--label-column`, `--id-column`). Class names come from
-`--class-names`, from ROOT/classes.txt or ROOT/id2label.json, or from the only ClassLabel among the features. Photos and label
-maps keep their bytes where the dataset has bytes. `--label-offset` and `--ignore` say what the label values mean.
+`--class-names`, from ROOT/classes.txt or ROOT/id2label.json, or from the ClassLabel inside the label-map column, or else inside
+a list (one entry per segment); a ClassLabel per photo names scenes, not pixels. Photos and label maps keep their bytes where the
+dataset has bytes. `--label-offset` and `--ignore` say what the label values mean.
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
+from data_prep.hf_classes import find_class_names, is_list
 from data_prep.label_values import add_label_arguments, class_ids, label_map_to_store, user_vocabulary
 from data_prep.paired import kept_or_png
 from data_prep.source import Source, SourceError
-from ofaseg.vocabulary import ClassVocabulary, parse_class_names
+from ofaseg.vocabulary import ClassVocabulary
 
 IMAGE_NAMES = ("image", "img", "photo", "picture", "pixel_values", "jpg", "image_bytes")
 LABEL_NAMES = (
@@ -96,11 +97,7 @@ def _holds_files(feature) -> bool:
 def _holds_arrays(feature) -> bool:
     import datasets
 
-    return isinstance(feature, datasets.Array2D) or (_is_list(feature) and _is_list(feature.feature))
-
-
-def _is_list(feature) -> bool:
-    return hasattr(feature, "feature") and not isinstance(feature, dict)
+    return isinstance(feature, datasets.Array2D) or (is_list(feature) and is_list(feature.feature))
 
 
 def choose_columns(features, image: Optional[str], label: Optional[str]) -> tuple[str, str]:
@@ -140,49 +137,6 @@ def _only(names: list[str], taken: Optional[str]) -> Optional[str]:
 def _type_name(feature) -> str:
     kind = "struct" if isinstance(feature, dict) else type(feature).__name__
     return feature.dtype if kind == "Value" else kind
-
-
-def find_class_names(root, features, class_names: str) -> tuple[str, ...]:
-    """The class names, see the module's docstring.
-
-    Raises:
-        SourceError: none are found, or id2label.json is not {"0": name, ...}.
-        VocabularyError: an unusable list.
-    """
-    if class_names:
-        return parse_class_names(class_names)
-    folder = Path(root) if Path(root).is_dir() else Path(root).parent
-    if (folder / "classes.txt").is_file():
-        return parse_class_names(str(folder / "classes.txt"))
-    if (folder / "id2label.json").is_file():
-        return _id2label(folder / "id2label.json")
-    lists = {tuple(names) for feature in features.values() for names in _class_labels(feature)}
-    if len(lists) == 1:
-        return lists.pop()
-    found = "none of its features is a ClassLabel" if not lists else f"its features have {len(lists)} lists of classes"
-    raise SourceError(f"{root}: no class names ({found}); give --class-names, or write {folder / 'classes.txt'}")
-
-
-def _id2label(path: Path) -> tuple[str, ...]:
-    try:
-        names = {int(key): str(name) for key, name in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
-        raise SourceError(f'{path}: not a JSON object {{"0": name, ...}} ({error}); correct it, or give --class-names') from error
-    first = min(names, default=0)
-    if sorted(names) != list(range(first, first + len(names))):
-        raise SourceError(f"{path}: the numbers are not consecutive; correct it, or give --class-names")
-    return tuple(names[k] for k in sorted(names))
-
-
-def _class_labels(feature):
-    """The name lists of all ClassLabel features in `feature`."""
-    if isinstance(feature, dict):
-        for inner in feature.values():
-            yield from _class_labels(inner)
-    elif _is_list(feature):
-        yield from _class_labels(feature.feature)
-    elif getattr(feature, "names", None) and hasattr(feature, "int2str"):
-        yield feature.names
 
 
 class HfSource(Source):
@@ -279,7 +233,7 @@ def open_split(root, split: str, args: argparse.Namespace) -> HfSource:
     """The samples of a split. Raises as `load_splits`, `choose_columns` and `find_class_names`."""
     features = load_splits(root)[split].features
     columns = choose_columns(features, args.image_column, args.label_column)
-    names = find_class_names(root, features, args.class_names)
+    names = find_class_names(root, features, columns[1], args.class_names)
     vocabulary = user_vocabulary(names, args.label_offset, args.ignore, source=f"datasets, {Path(root).resolve().name}")
     id_column = args.id_column or next((name for name in ID_NAMES if _is_id(features.get(name))), None)
     if id_column is not None and not _is_id(features.get(id_column)):

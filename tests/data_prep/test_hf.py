@@ -113,7 +113,7 @@ def test_columns_are_found_by_type_and_name():
 @pytest.mark.parametrize(
     "change, options, message",
     [
-        (lambda d: d.remove_columns(["objects"]), [], "no class names (none of its features is a ClassLabel); give --class-names"),
+        (lambda d: d.remove_columns(["objects"]), [], "no class names (none of its features is a ClassLabel of segments or pixels)"),
         (lambda d: d, ["--class-names", "sky,car"], "row 0, column annotation: label value 2 (first at x 2, y 0) is no class"),
         (lambda d: d, ["--id-column", "objects"], "--id-column 'objects' is not a column of texts or numbers"),
         (lambda d: d, ["--label-column", "nothing"], "--label-column 'nothing' is not a column; the dataset has image (Image)"),
