@@ -10,7 +10,7 @@ A dataset of the Hub is fetched once with
 The columns are found by their type and name (`--image-column`, `--label-column`, `--id-column`). Class names come from
 `--class-names`, from ROOT/classes.txt or ROOT/id2label.json, or from the ClassLabel inside the label-map column, or else inside
 a list (one entry per segment); a ClassLabel per photo names scenes, not pixels. Photos and label maps keep their bytes where the
-dataset has bytes. `--label-offset` and `--ignore` say what the label values mean.
+dataset has bytes. `--label-offset` and `--ignore` say what the label values mean; an id2label.json that starts at 1 says the offset.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Optional
 
 import numpy as np
 
-from data_prep.hf_classes import find_class_names, is_list
+from data_prep.hf_classes import find_classes, is_list
 from data_prep.label_values import add_label_arguments, class_ids, label_map_to_store, user_vocabulary
 from data_prep.paired import kept_or_png
 from data_prep.source import Source, SourceError
@@ -38,6 +38,7 @@ _SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}.*")
 def add_arguments(parser) -> None:
     """Options of this dataset."""
     add_label_arguments(parser)
+    parser.set_defaults(label_offset=None)  # tells 0 from nothing, for id2label.json may start at another number
     parser.add_argument("--image-column", help="column of the photos")
     parser.add_argument("--label-column", help="column of the label maps")
     parser.add_argument("--id-column", help="column of the sample names (default: one called id, image_id ..., else the row number)")
@@ -230,11 +231,11 @@ def _array(value, where: str) -> np.ndarray:
 
 
 def open_split(root, split: str, args: argparse.Namespace) -> HfSource:
-    """The samples of a split. Raises as `load_splits`, `choose_columns` and `find_class_names`."""
+    """The samples of a split. Raises as `load_splits`, `choose_columns` and `find_classes`."""
     features = load_splits(root)[split].features
     columns = choose_columns(features, args.image_column, args.label_column)
-    names = find_class_names(root, features, columns[1], args.class_names)
-    vocabulary = user_vocabulary(names, args.label_offset, args.ignore, source=f"datasets, {Path(root).resolve().name}")
+    names, first = find_classes(root, features, columns[1], args.class_names, args.label_offset)
+    vocabulary = user_vocabulary(names, first, args.ignore, source=f"datasets, {Path(root).resolve().name}")
     id_column = args.id_column or next((name for name in ID_NAMES if _is_id(features.get(name))), None)
     if id_column is not None and not _is_id(features.get(id_column)):
         raise SourceError(f"--id-column {id_column!r} is not a column of texts or numbers; the dataset has {', '.join(features)}")

@@ -57,6 +57,14 @@ def test_saved_dict_has_its_splits_and_values_from_one(tmp_path):
     assert codec.decode_label_map(reader[0]["label_map"], vocabulary)[0].tolist() == [0, 1, 2, IGNORE_INDEX]
 
 
+def test_values_and_names_from_one(tmp_path):
+    hf_dataset(tmp_path / "files").save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "id2label.json").write_text(json.dumps({str(k + 1): name for k, name in enumerate(CLASSES)}))
+    assert run(tmp_path / "saved", tmp_path / "out", "--ignore", "0,255") == 0
+    row, vocabulary = ShardReader.for_split(tmp_path / "out", "train")[0], load_vocabulary(tmp_path / "out")
+    assert codec.decode_label_map(row["label_map"], vocabulary)[0].tolist() == [IGNORE_INDEX, 0, 1, IGNORE_INDEX]
+
+
 def test_parquet_files(tmp_path):
     data = hf_dataset(tmp_path / "files")
     (tmp_path / "raw").mkdir()
