@@ -1,7 +1,7 @@
 """Hugging Face `datasets` with an image column and a label-map column, from disk.
 
     ROOT        a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote
-    ROOT        a Parquet file, or a folder of them: <split>*.parquet (as on the Hub), or any names for one split "train"
+    ROOT        a Parquet file, or a folder of them: [data/]<split>*.parquet or [<name>/]<split>/*.parquet, as on the Hub
     ROOT        a folder that `datasets.load_dataset("imagefolder", data_dir=ROOT)` reads (metadata.csv or .jsonl with the files)
 
 A dataset of the Hub is fetched once with
@@ -14,12 +14,13 @@ dataset has bytes. `--label-offset` and `--ignore` say what the label values mea
 """
 
 import argparse
-import re
+from bisect import bisect_right
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
+from data_prep import hf_files
 from data_prep.hf_classes import find_classes, is_list
 from data_prep.label_values import add_label_arguments, class_ids, label_map_to_store, user_vocabulary
 from data_prep.paired import kept_or_png
@@ -32,7 +33,6 @@ LABEL_NAMES = (
     "semantic_segmentation", "segmentation_map", "semantic_mask", "sem_seg", "gt", "label_image", "seg",
 )  # fmt: skip
 ID_NAMES = ("id", "image_id", "file_name", "filename", "name", "stem")
-_SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}.*")
 
 
 def add_arguments(parser) -> None:
@@ -44,46 +44,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--id-column", help="column of the sample names (default: one called id, image_id ..., else the row number)")
 
 
-def load_splits(root) -> dict:
-    """Split name -> `datasets.Dataset`.
-
-    Raises:
-        FileNotFoundError: there is nothing at `root`.
-        SourceError: `datasets` cannot read it.
-    """
-    import datasets
-
-    path = Path(root)
-    if not path.exists():
-        cure = "a dataset of the Hub is saved first, see the docstring of data_prep/hf.py"
-        raise FileNotFoundError(f"{root}: no such file or folder; {cure}")
-    try:
-        if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            loaded = datasets.load_from_disk(str(path))
-            return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-        files = _parquet_files(path)
-        if files:
-            return dict(datasets.load_dataset("parquet", data_files=files))
-        return dict(datasets.load_dataset("imagefolder", data_dir=str(path)))
-    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
-        raise SourceError(f"{root}: datasets cannot read it ({error}); save it again with save_to_disk") from error
-
-
-def _parquet_files(path: Path) -> dict[str, list[str]]:
-    """Split -> Parquet files at or below `path`; a name such as train-00000-of-00002.parquet tells the split."""
-    if path.is_file():
-        return {"train": [str(path)]}
-    files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
-    splits: dict[str, list[str]] = {}
-    for file in files:
-        splits.setdefault(_SHARD_NUMBER.sub("", file.stem), []).append(str(file))
-    known = all(re.fullmatch(r"(train|val|valid|validation|test)\w*", name) for name in splits)
-    return splits if known else {"train": [str(file) for file in files]}
-
-
 def list_splits(root, args: argparse.Namespace) -> list[str]:
-    """The splits of the dataset. Raises as `load_splits`."""
-    return list(load_splits(root))
+    """The splits of the dataset. Raises as `hf_files.load_split`."""
+    return hf_files.list_splits(root)
 
 
 def _holds_files(feature) -> bool:
@@ -153,9 +116,8 @@ class HfSource(Source):
         self.root, self.split, self.vocabulary = str(root), split, vocabulary
         self.image_column, self.label_column = columns
         self.id_column, self.ignore = id_column, tuple(ignore)
-        candidates = (Path(root), Path(root) / "state.json", Path(root) / split / "state.json")
-        self._files = tuple(str(path) for path in candidates if path.exists())
         self._dataset = None
+        self._files, self._ends = (), ()
         self._length = len(self._opened())
 
     def _opened(self):
@@ -163,7 +125,7 @@ class HfSource(Source):
         if self._dataset is None:
             import datasets
 
-            dataset = load_splits(self.root)[self.split]
+            dataset, self._files, self._ends = hf_files.load_split(self.root, self.split)
             for column in (self.image_column, self.label_column):
                 if _holds_files(dataset.features[column]):
                     dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -216,7 +178,15 @@ class HfSource(Source):
         return f"{self.root}, split {self.split}, row {i}"
 
     def files(self, i: int) -> tuple[str, ...]:
-        return self._files  # saving a dataset again renews its state.json
+        """The Parquet or Arrow file of the row; of an imagefolder its photo and label map, and the lists of the folder."""
+        if self._files:
+            whole = self._ends[-1] == len(self)  # else rows were picked from the files, and which is not known
+            return (self._files[bisect_right(self._ends, i)],) if whole else self._files
+        row = self._opened()[i]
+        cells = (row[column] for column in (self.image_column, self.label_column))
+        paths = [cell["path"] for cell in cells if isinstance(cell, dict) and cell.get("path")]
+        lists = (path for level in ("metadata.*", "*/metadata.*") for path in sorted(Path(self.root).glob(level)))
+        return (*paths, *map(str, lists))
 
 
 def _array(value, where: str) -> np.ndarray:
@@ -231,8 +201,8 @@ def _array(value, where: str) -> np.ndarray:
 
 
 def open_split(root, split: str, args: argparse.Namespace) -> HfSource:
-    """The samples of a split. Raises as `load_splits`, `choose_columns` and `find_classes`."""
-    features = load_splits(root)[split].features
+    """The samples of a split. Raises as `hf_files.load_split`, `choose_columns` and `find_classes`."""
+    features = hf_files.load_split(root, split).dataset.features
     columns = choose_columns(features, args.image_column, args.label_column)
     names, first = find_classes(root, features, columns[1], args.class_names, args.label_offset)
     vocabulary = user_vocabulary(names, first, args.ignore, source=f"datasets, {Path(root).resolve().name}")

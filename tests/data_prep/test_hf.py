@@ -75,7 +75,17 @@ def test_parquet_files(tmp_path):
     check_rows(tmp_path / "out", tmp_path / "files")
     check_rows(tmp_path / "out", tmp_path / "files", "test", 1)
     assert run(tmp_path / "raw" / "test-00000-of-00001.parquet", tmp_path / "one") == 0
-    check_rows(tmp_path / "one", tmp_path / "files", num=1)
+    check_rows(tmp_path / "one", tmp_path / "files", "test", 1)
+
+
+def test_parquet_files_as_the_hub_converts_them(tmp_path):
+    data = hf_dataset(tmp_path / "files")
+    for split, rows in (("train", [0, 1, 2]), ("validation", [0])):
+        (tmp_path / "raw" / "default" / split).mkdir(parents=True)
+        data.select(rows).to_parquet(str(tmp_path / "raw" / "default" / split / "0000.parquet"))
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    check_rows(tmp_path / "out", tmp_path / "files")
+    check_rows(tmp_path / "out", tmp_path / "files", "validation", 1)
 
 
 def test_parquet_without_the_types_of_datasets(tmp_path):
