@@ -67,13 +67,13 @@ def raw_folder(root):
     return ["--root", str(root)]
 
 
-def hf_dataset(root, num: int = 3, offset: int = 0):
+def hf_dataset(root, num: int = 3, offset: int = 0, seed: int = 0):
     """A `datasets.Dataset` with photos, label maps, ids and a list of ClassLabels; its files are written below `root`."""
     import datasets
 
     columns = {"image": [], "annotation": [], "image_id": [], "objects": []}
     for k in range(num):
-        write_pair(root / f"{k}.jpg", root / f"{k}.png", row_of([0, 1, 2, 255]) + (row_of([offset] * 3 + [0])), k)
+        write_pair(root / f"{k}.jpg", root / f"{k}.png", row_of([0, 1, 2, 255]) + (row_of([offset] * 3 + [0])), seed + k)
         columns["image"].append({"bytes": (root / f"{k}.jpg").read_bytes(), "path": None})
         columns["annotation"].append({"bytes": (root / f"{k}.png").read_bytes(), "path": None})
         columns["image_id"].append(10 + k)

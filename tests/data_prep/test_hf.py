@@ -1,16 +1,18 @@
 """Hugging Face datasets from disk: ways to store them, columns, class names, kept bytes, errors."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep import prepare
-from data_prep.hf import choose_columns
+from data_prep.hf import HfSource, choose_columns
 from data_prep.source import SourceError
 from ofaseg.data import codec
 from ofaseg.data.shards import ShardReader, load_vocabulary
-from ofaseg.vocabulary import IGNORE_INDEX
+from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
 from tests.data_prep.raw_layouts import CLASSES, hf_dataset, row_of, write_pair
 
 
@@ -156,3 +158,61 @@ def test_an_empty_cell_names_its_row(tmp_path, capsys):
     emptied.save_to_disk(str(tmp_path / "saved"))
     assert run(tmp_path / "saved", tmp_path / "out") == 1
     assert "row 1, column annotation: empty; remove the row" in capsys.readouterr().err
+
+
+def write_imagefolder(root, files, rows):
+    """Photos and label maps `rows` of the files <k>.jpg and <k>.png, with a metadata.csv that pairs them."""
+    (root / "train").mkdir(parents=True, exist_ok=True)
+    for k in rows:
+        for suffix in (".jpg", ".png"):
+            shutil.copy(files / f"{k}{suffix}", root / "train" / f"{k}{suffix}")
+    lines = [f"{k}.jpg,{k}.png\n" for k in rows]
+    (root / "train" / "metadata.csv").write_text("".join(["file_name,label_map_file_name\n", *lines]))
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+
+
+def test_imagefolder(tmp_path):
+    hf_dataset(tmp_path / "files")
+    write_imagefolder(tmp_path / "raw", tmp_path / "files", range(3))
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    check_rows(tmp_path / "out", tmp_path / "files")
+
+
+def save_parquet(root, data, files):
+    root.mkdir(exist_ok=True)
+    data.select([0, 1]).to_parquet(str(root / "train-0.parquet"))
+    data.select([2]).to_parquet(str(root / "train-1.parquet"))
+
+
+def save_dict(root, data, files):
+    import datasets
+
+    shutil.rmtree(root, ignore_errors=True)
+    datasets.DatasetDict({"train": data}).save_to_disk(str(root))
+
+
+def save_imagefolder(root, data, files):
+    write_imagefolder(root, files, range(3))
+
+
+@pytest.mark.parametrize("save", [save_parquet, save_dict, save_imagefolder])
+def test_resume_sees_that_the_data_changed(tmp_path, caplog, save):
+    caplog.set_level("INFO")
+    save(tmp_path / "raw", hf_dataset(tmp_path / "old"), tmp_path / "old")
+    assert run(tmp_path / "raw", tmp_path / "out") == 0 == run(tmp_path / "raw", tmp_path / "out", "--resume")
+    assert "train: complete, kept as it is" in caplog.text
+    save(tmp_path / "raw", hf_dataset(tmp_path / "new", seed=9), tmp_path / "new")
+    caplog.clear()
+    assert run(tmp_path / "raw", tmp_path / "out", "--resume") == 0
+    assert "kept as it is" not in caplog.text
+    check_rows(tmp_path / "out", tmp_path / "new")
+
+
+def test_a_row_has_the_file_that_holds_it(tmp_path):
+    data = hf_dataset(tmp_path / "files")
+    save_parquet(tmp_path / "raw", data, None)
+    source = HfSource(tmp_path / "raw", "train", ClassVocabulary(names=CLASSES), ("image", "annotation"), None)
+    assert [Path(file).name for k in range(3) for file in source.files(k)] == ["train-0.parquet", "train-0.parquet", "train-1.parquet"]
+    data.save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    source = HfSource(tmp_path / "saved", "train", ClassVocabulary(names=CLASSES), ("image", "annotation"), None)
+    assert [Path(file).name[:10] for k in range(3) for file in source.files(k)] == ["data-00000", "data-00000", "data-00001"]
