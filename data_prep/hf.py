@@ -32,6 +32,8 @@ LABEL_NAMES = (
     "label_map", "label", "labels", "annotation", "annotations", "mask", "masks", "segmentation", "segmentation_mask",
     "semantic_segmentation", "segmentation_map", "semantic_mask", "sem_seg", "gt", "label_image", "seg",
 )  # fmt: skip
+ROW_NUMBERS = "row"
+"""Of `--id-column`: the samples are called by their row numbers."""
 ID_NAMES = ("id", "image_id", "file_name", "filename", "name", "stem")
 
 
@@ -41,7 +43,8 @@ def add_arguments(parser) -> None:
     parser.set_defaults(label_offset=None)  # tells 0 from nothing, for id2label.json may start at another number
     parser.add_argument("--image-column", help="column of the photos")
     parser.add_argument("--label-column", help="column of the label maps")
-    parser.add_argument("--id-column", help="column of the sample names (default: one called id, image_id ..., else the row number)")
+    id_help = "column of the sample names, or row: their numbers (default: a column called id, image_id ..., else row)"
+    parser.add_argument("--id-column", help=id_help)
 
 
 def list_splits(root, args: argparse.Namespace) -> list[str]:
@@ -201,15 +204,39 @@ def _array(value, where: str) -> np.ndarray:
 
 
 def open_split(root, split: str, args: argparse.Namespace) -> HfSource:
-    """The samples of a split. Raises as `hf_files.load_split`, `choose_columns` and `find_classes`."""
-    features = hf_files.load_split(root, split).dataset.features
-    columns = choose_columns(features, args.image_column, args.label_column)
-    names, first = find_classes(root, features, columns[1], args.class_names, args.label_offset)
+    """The samples of a split. Raises as `hf_files.load_split`, `choose_columns`, `find_classes` and `choose_id_column`."""
+    dataset = hf_files.load_split(root, split).dataset
+    columns = choose_columns(dataset.features, args.image_column, args.label_column)
+    names, first = find_classes(root, dataset.features, columns[1], args.class_names, args.label_offset)
     vocabulary = user_vocabulary(names, first, args.ignore, source=f"datasets, {Path(root).resolve().name}")
-    id_column = args.id_column or next((name for name in ID_NAMES if _is_id(features.get(name))), None)
-    if id_column is not None and not _is_id(features.get(id_column)):
-        raise SourceError(f"--id-column {id_column!r} is not a column of texts or numbers; the dataset has {', '.join(features)}")
+    id_column = choose_id_column(dataset, args.id_column, f"{root}, split {split}")
     return HfSource(root, split, vocabulary, columns, id_column, args.ignore or ())
+
+
+def choose_id_column(dataset, given: Optional[str], where: str) -> Optional[str]:
+    """The column of the sample names, None for row numbers.
+
+    Args:
+        given: the user's choice, `ROW_NUMBERS` for row numbers, None for none.
+        where: the dataset and split, for messages.
+
+    Raises:
+        SourceError: it is no column of texts or numbers, or two rows have one name.
+    """
+    if given == ROW_NUMBERS:
+        return None
+    features = dataset.features
+    column = given or next((name for name in ID_NAMES if _is_id(features.get(name))), None)
+    if column is None:
+        return None
+    if not _is_id(features.get(column)):
+        raise SourceError(f"--id-column {column!r} is not a column of texts or numbers; the dataset has {', '.join(features)}")
+    seen: dict[str, int] = {}
+    for i, value in enumerate(dataset.select_columns([column])[column]):
+        if value is not None and (first := seen.setdefault(str(value), i)) != i:
+            cure = f"give --id-column {ROW_NUMBERS} for row numbers, or another column"
+            raise SourceError(f"{where}, column {column}: rows {first} and {i} are both {str(value)!r}; {cure}")
+    return column
 
 
 def _is_id(feature) -> bool:

@@ -145,6 +145,16 @@ def test_errors(tmp_path, capsys, change, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_names_that_are_not_unique(tmp_path, capsys):
+    data = hf_dataset(tmp_path / "files").remove_columns("image_id")
+    data.add_column("name", ["a", "b", "a"]).save_to_disk(str(tmp_path / "saved"))
+    assert run(tmp_path / "saved", tmp_path / "out") == 1
+    assert "split train, column name: rows 0 and 2 are both 'a'; give --id-column row" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "saved", tmp_path / "out", "--id-column", "row") == 0
+    assert [row["id"] for row in check_rows(tmp_path / "out", tmp_path / "files")] == [f"train-{k:08d}" for k in range(3)]
+
+
 def test_what_is_no_dataset(tmp_path, capsys):
     assert run(tmp_path / "nowhere", tmp_path / "out") == 1
     assert "nowhere: no such file or folder; a dataset of the Hub is saved first" in capsys.readouterr().err
