@@ -1,6 +1,7 @@
 """Which photo belongs to which label map, by file name: for converters of folders and for checks of folders."""
 
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from ofaseg.data.rows import ShardError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".json", ".bmp", ".tif", ".tiff")
 """Formats that keep class ids; `.json` are labelme polygons."""
+_UNDECODED = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that are not UTF-8
 
 
 class Pair(NamedTuple):
@@ -63,14 +65,16 @@ def pair_by_stem(
         image_ending, label_ending, label_passed_over: see `files_by_stem`.
 
     Returns: the pairs, and a fault for a photo without label map or the reverse, for a stem with several photos or label maps,
-        and for partners whose names differ in capitals only (some disks tell them apart, some do not).
+        for partners whose names differ in capitals only (some disks tell them apart, some do not), and for a name that cannot be
+        a sample's (not UTF-8, or with a tab or line break).
 
     Raises:
         FileNotFoundError: one of the folders is missing.
     """
     photos = files_by_stem(images, IMAGE_SUFFIXES, image_ending)
     maps = files_by_stem(label_maps, label_suffixes, label_ending, label_passed_over)
-    faults = [*_doubled(photos, "photos"), *_doubled(maps, "label maps")]
+    faults = [*_unusable_names(photos), *_unusable_names(maps)]
+    faults += [*_doubled(photos, "photos"), *_doubled(maps, "label maps")]
     pairs = [Pair(stem, photos[stem][0], maps[stem][0]) for stem in photos if stem in maps and len(photos[stem]) == len(maps[stem]) == 1]
     lone_photos = {stem: files[0] for stem, files in photos.items() if stem not in maps}
     lone_maps = {stem: files[0] for stem, files in maps.items() if stem not in photos}
@@ -81,6 +85,26 @@ def pair_by_stem(
         for stem, path in lone_maps.items()
     ]
     return Pairing(sorted(pairs), sorted(faults, key=lambda fault: fault.file))
+
+
+def _unusable_names(files: dict[str, list[Path]]) -> list[ShardError]:
+    """Faults of files whose stem cannot be a sample's id; removes them from `files`."""
+    faults = []
+    for stem in list(files):
+        if _UNDECODED.search(stem):
+            problem = "its name is not UTF-8"
+        elif any(character in stem for character in "\t\n\r"):
+            problem = "its name has a tab or line break"
+        else:
+            continue
+        faults += [ShardError.at(_printable(path), f"{problem}; rename the file or its folder") for path in files.pop(stem)]
+    return faults
+
+
+def _printable(path: Path) -> str:
+    """The path as one line of valid text, with escapes such as \\xff for bytes that are not UTF-8."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
 def _doubled(files: dict[str, list[Path]], what: str) -> list[ShardError]:

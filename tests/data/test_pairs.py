@@ -1,5 +1,6 @@
 """Pairing by file name: partners, and a fault for every file without a clear one."""
 
+import os
 import re
 
 import pytest
@@ -55,6 +56,25 @@ def test_faults(tmp_path, images, maps, file, message):
     found = dict(faults_of(tmp_path))
     assert re.search(message, found.pop(file))
     assert len(found) == (1 if images == ["s/a.jpg"] else 0)  # the lone map in another folder is a fault of its own
+
+
+@pytest.mark.parametrize(
+    "name, shown, problem",
+    [
+        (b"caf\xe9", r"caf\xe9", "not UTF-8"),
+        (b"old\xff/a", r"old\xff/a", "not UTF-8"),
+        (b"a\tb", r"a\tb", "has a tab or line break"),
+        (b"a\nb", r"a\nb", "has a tab or line break"),
+    ],
+)
+def test_names_that_no_sample_can_have(tmp_path, name, shown, problem):
+    touch(tmp_path / "i", "naïve 猫.jpg", os.fsdecode(name + b".jpg"))
+    touch(tmp_path / "m", "naïve 猫.png", os.fsdecode(name + b".png"))
+    pairing = pair_by_stem(tmp_path / "i", tmp_path / "m")
+    assert [pair.stem for pair in pairing.pairs] == ["naïve 猫"]
+    for fault, path in zip(pairing.faults, (f"i/{shown}.jpg", f"m/{shown}.png"), strict=True):
+        assert fault.file == f"{tmp_path}/{path}" and problem in str(fault) and str(fault).endswith("; rename the file or its folder")
+        str(fault).encode("utf-8")
 
 
 def test_one_of_two_names_in_other_capitals_is_the_partner(tmp_path):

@@ -1,6 +1,7 @@
 """A user's own folder: splits, options, all kinds of label maps, and real data in this layout."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -146,6 +147,19 @@ def test_faulty_files_can_be_left_out_and_are_counted_once(tmp_path):
     assert run(tmp_path / "raw", tmp_path / "refused") == 1
     assert run(tmp_path / "raw", tmp_path / "out", "--on-bad-sample", "skip") == 0
     assert sum(len(ShardReader.for_split(tmp_path / "out", split)) for split in ("train", "val")) == 10
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_names_that_are_no_text_are_named_or_left_out(tmp_path, capsys, split):
+    write(tmp_path / "raw", split, stems=["a", "b", os.fsdecode(b"caf\xe9"), "tab\tbed"])
+    assert run(tmp_path / "raw", tmp_path / "refused") == 1
+    error = capsys.readouterr().err
+    assert r"caf\xe9.jpg: its name is not UTF-8; rename the file" in error and r"tab\tbed.png: its name has a tab" in error
+    assert run(tmp_path / "raw", tmp_path / "out", "--on-bad-sample", "skip") == 0
+    rows = json.loads((tmp_path / "out" / "vocabulary.json").read_text())["num_rows"]
+    assert sum(rows.values()) == 2
+    skipped = json.loads((tmp_path / "out" / "summary_train.json").read_text())["skipped"]
+    assert any("not UTF-8" in str(entry) for entry in skipped)
 
 
 def test_palette_pngs_of_voc(real_data, tmp_path):
