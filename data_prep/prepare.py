@@ -170,7 +170,7 @@ def main(argv=None) -> int:
         )
         for split, source in open_splits(load_dataset_module(args.dataset), args).items():
             print(describe(write_split(source, args.out, split, options)))
-        write_croissant(args.out)
+            write_croissant(args.out)  # after each split, for a later one may fail and the checksums must hold
     except (PrepareError, SourceError, ShardError, VocabularyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

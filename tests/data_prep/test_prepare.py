@@ -1,5 +1,6 @@
 """The prepare command: arguments, errors, both ways to start it."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -47,6 +48,25 @@ def test_errors(tmp_path, capsys, arguments, message):
     assert prepare.main([*arguments, "--out", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_checksums_hold_when_a_later_split_fails(tmp_path):
+    for split in ("train", "val"):
+        write_raw(tmp_path / "raw", split, ("a",), width=10)
+    options = ["camvid", "--root", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--splits", "train,val", "--format"]
+    assert prepare.main([*options, "tsv"]) == 0
+    write_raw(tmp_path / "other", "train", ("b",), width=9)
+    (tmp_path / "other" / "val.txt").write_text("gone\n")
+    for kind in ("images", "labels"):
+        (tmp_path / "other" / kind / "val").mkdir()
+    options[2] = str(tmp_path / "other")
+    assert prepare.main([*options, "tsv"]) == 1
+    entries = json.loads((tmp_path / "out" / "croissant.json").read_text())["distribution"]
+    sums = {entry["name"]: entry["sha256"] for entry in entries if "sha256" in entry}
+    assert (
+        sums == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").glob("*.tsv")} and len(sums) == 2
+    )
+    assert ShardReader.for_split(tmp_path / "out", "train").read(0)["id"] == "b"
 
 
 def test_size_mismatch_names_the_sample(tmp_path, capsys):
