@@ -49,7 +49,7 @@ def _folders(root: Path, split: str) -> tuple[Path, Path]:
 
 
 def list_stems(root, split: str) -> list[str]:
-    """Sample names of a split: the lines of ROOT/<split>.txt, else the sorted photo names.
+    """Sample names of a split: the lines of ROOT/<split>.txt, else the sorted names of the photos and of the label maps.
 
     Raises:
         FileNotFoundError: the layout is another one, or there is no photo.
@@ -58,12 +58,14 @@ def list_stems(root, split: str) -> list[str]:
     if split not in SPLITS:
         raise ValueError(f"camvid has no split {split!r}; choose from {', '.join(SPLITS)}")
     root = Path(root)
-    images, _ = _folders(root, split)
+    images, labels = _folders(root, split)
     listing = root / f"{split}.txt"
     if listing.is_file():  # the release's list holds pairs of paths, ours plain stems
         stems = [Path(line.split()[0]).stem for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        stems = sorted(path.stem for path in images.iterdir() if path.suffix in (".jpg", ".png"))
+        photos = {path.stem for path in images.iterdir() if path.suffix in (".jpg", ".png")}
+        lone_maps = {path.stem for path in labels.iterdir() if path.suffix == ".png"} - photos
+        stems = sorted(photos | lone_maps) if photos else []  # a lone map is a sample that cannot be read, and so is named
     if not stems:
         raise FileNotFoundError(f"{images}: no photo found for split {split!r}; expected <stem>.jpg or <stem>.png")
     return stems
@@ -85,7 +87,8 @@ class CamVidSource(Source):
         """Raises FileNotFoundError for a missing file, SourceError for a damaged map or a value that is no class."""
         stem, photo = self.stems[i], self._photo(i)
         if photo is None:
-            raise FileNotFoundError(f"{self.images / stem}.jpg (or .png): photo not found; copy it, or take the name out of {self.listing}")
+            other = f"take the name out of {self.listing}" if self.listing.is_file() else f"remove {self._label(i)}"
+            raise FileNotFoundError(f"{self.images / stem}.jpg (or .png): photo not found; copy it, or {other}")
         return {"id": stem, "image": photo.read_bytes(), "label_map": read_label_map(self._label(i))}
 
     def name(self, i: int) -> str:

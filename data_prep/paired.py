@@ -24,8 +24,10 @@ def find_folder(root, candidates: Sequence[str], what: str) -> Path:
     """The first of the folders `candidates` (relative to `root`) that is there.
 
     Raises:
-        FileNotFoundError: none is; the message lists them and says that `what` should lie there.
+        FileNotFoundError: none is, or `root` is no folder; the message lists them and says that `what` should lie there.
     """
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; --root is the folder above {' or '.join(candidates)}")
     for candidate in candidates:
         if (Path(root) / candidate).is_dir():
             return Path(root) / candidate

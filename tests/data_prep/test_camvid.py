@@ -59,6 +59,18 @@ def test_without_a_list_names_are_sorted(tmp_path):
     assert camvid.list_stems(tmp_path, "train") == ["a_1", "b_2"]
 
 
+def test_a_label_map_without_its_photo_is_named(tmp_path):
+    write_raw(tmp_path)
+    (tmp_path / "images" / "train" / "b_2.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="b_2.jpg .or .png.: photo not found; copy it, or take the name out of .*train.txt"):
+        camvid.CamVidSource(tmp_path, "train")[0]
+    (tmp_path / "train.txt").unlink()
+    source = camvid.CamVidSource(tmp_path, "train")
+    assert source[0]["id"] == "a_1" and len(source) == 2
+    with pytest.raises(FileNotFoundError, match="b_2.jpg .or .png.: photo not found; copy it, or remove .*labels/train/b_2.png"):
+        source[1]
+
+
 def test_vocabulary():
     vocabulary = camvid.vocabulary()
     assert len(vocabulary) == 11 and vocabulary.names[0] == "sky" and vocabulary.names[10] == "bicyclist"

@@ -65,6 +65,8 @@ def test_a_missing_folder_is_named_with_the_candidates(tmp_path):
     assert find_folder(tmp_path, ["first", "second"], "photos") == tmp_path / "second"
     with pytest.raises(FileNotFoundError, match="no folder of photos; expected .*/x or .*/y"):
         find_folder(tmp_path, ["x", "y"], "photos")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder; --root is the folder above x or y"):
+        find_folder(tmp_path / "nowhere", ["x", "y"], "photos")
 
 
 def test_values_are_looked_up():
