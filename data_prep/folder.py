@@ -8,9 +8,9 @@ The pixel values of a label map are class numbers from 0 (`--label-offset 1`: fr
 (`--ignore V[,V]` for other values). Palette PNGs are read by index. Colour-coded maps need `--palette FILE` with a line
 "name r g b" for each colour; it can stand in for the class list.
 
-Folders named train, val, test ... below both images and labels are the splits; photos beside them are left out with a warning.
-Without them the photos are divided into train
-and val by a hash of their stem, so that adding photos moves none (`--val-fraction`, default 0.2).
+Folders named train, val, test ... below both images and labels are the splits, and photos beside them are left out with a warning;
+training or train2017 is split train, validation or val2017 split val, as training looks for them. Without such folders the
+photos are divided into train and val by a hash of their stem, so that adding photos moves none (`--val-fraction`, default 0.2).
 
 A folder that `tools/convert_shards.py --to folder` wrote is known by its metadata.json and gives back the rows it was made of.
 """
@@ -32,7 +32,7 @@ from ofaseg.data.exported_folder import FolderRows, read_metadata
 from ofaseg.data.labelme import read_labelme
 from ofaseg.data.pairs import Pairing, pair_by_stem
 from ofaseg.data.rows import ShardError
-from ofaseg.data.split_folders import find_split_folders
+from ofaseg.data.split_folders import find_split_folders, usual_names
 from ofaseg.vocabulary import ClassVocabulary, parse_class_names
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def list_splits(root, args: argparse.Namespace) -> list[str]:
     names, left_out = find_split_folders(*_folders(root, args))
     for fault in left_out:
         logger.warning("%s", fault)
-    return names or [split for split in _BY_HASH if split == "train" or args.val_fraction > 0]
+    return list(usual_names(names)) or [split for split in _BY_HASH if split == "train" or args.val_fraction > 0]
 
 
 def _folders(root, args: argparse.Namespace) -> tuple[Path, Path]:
@@ -139,8 +139,9 @@ def open_split(root, split: str, args: argparse.Namespace) -> Source:
     palette = read_palette(args.palette) if args.palette else None
     vocabulary = _vocabulary(Path(root), args, palette)
     ignore = tuple(args.ignore or ())
-    if split in find_split_folders(images, labels).names:
-        return FolderSource(vocabulary, pair_by_stem(images / split, labels / split), ignore, palette, on_bad_sample)
+    folder = usual_names(find_split_folders(images, labels).names).get(split)
+    if folder is not None:
+        return FolderSource(vocabulary, pair_by_stem(images / folder, labels / folder), ignore, palette, on_bad_sample)
     pairing = pair_by_stem(images, labels)
     chosen = choose_by_hash([pair.stem for pair in pairing.pairs], args.val_fraction, split)
     # the faults of a folder without splits are those of its first one, so that they are counted once

@@ -9,6 +9,7 @@ from ofaseg.data.pairs import IMAGE_SUFFIXES, files_by_stem
 from ofaseg.data.rows import ShardError
 
 _SPLIT_NAME = re.compile(r"(train|training|val|valid|validation|trainval|test|testing)(\d{4})?", re.IGNORECASE)
+_USUAL_NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 class SplitFolders(NamedTuple):
@@ -37,6 +38,18 @@ def find_split_folders(images, label_maps) -> SplitFolders:
     if names:
         left_out += _beside(images, label_maps, names, photo_splits)
     return SplitFolders(names, left_out)
+
+
+def usual_names(folders: list[str]) -> dict[str, str]:
+    """Split -> its folder, of names from `find_split_folders`: without year and capitals, train, val or test for longer forms,
+    as training looks for them. Where two folders would be one split (train2014, train2017), each keeps its own name."""
+    usual = [_usual_name(name) for name in folders]
+    return {new if usual.count(new) == 1 else name: name for name, new in zip(folders, usual)}
+
+
+def _usual_name(folder: str) -> str:
+    name = _SPLIT_NAME.fullmatch(folder)[1].lower()
+    return _USUAL_NAMES.get(name, name)
 
 
 def _split_folders(folder: Path) -> Iterator[Path]:

@@ -35,9 +35,9 @@ def test_split_folders_are_the_splits(tmp_path, caplog):
         write(tmp_path / "raw", split, stems)
     write_photo(tmp_path / "raw" / "images" / "test" / "x.jpg", 3, 4)
     assert run(tmp_path / "raw", tmp_path / "out") == 0
-    assert json.loads((tmp_path / "out" / "vocabulary.json").read_text())["num_rows"] == {"train": 2, "val2017": 1}
+    assert json.loads((tmp_path / "out" / "vocabulary.json").read_text())["num_rows"] == {"train": 2, "val": 1}
     assert "images/test: the folder is left out, for there is no" in caplog.text
-    row = ShardReader.for_split(tmp_path / "out", "val2017")[0]
+    row = ShardReader.for_split(tmp_path / "out", "valid")[0]
     assert row["label_map"] == (tmp_path / "raw" / "labels" / "val2017" / "c.png").read_bytes()
     assert decoded(tmp_path / "out", "train")[0].tolist() == [0, 1, 2, IGNORE_INDEX]
 
@@ -48,6 +48,25 @@ def test_photos_beside_split_folders_are_left_out_with_one_warning(tmp_path, cap
     assert run(tmp_path / "raw", tmp_path / "out") == 0
     assert caplog.text.count("2 photos (first a.jpg) lie beside the split folders train, val: left out") == 1
     assert [len(ShardReader.for_split(tmp_path / "out", split)) for split in ("train", "val")] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "folders, splits",
+    [
+        (["training", "validation", "testing"], ["train", "test", "val"]),
+        (["train2017", "val2017"], ["train", "val"]),
+        (["Train", "trainval"], ["train", "trainval"]),
+        (["train2014", "train2017", "val2017"], ["train2014", "train2017", "val"]),
+        (["train", "train2017"], ["train", "train2017"]),
+    ],
+)
+def test_splits_have_the_names_that_training_looks_for(tmp_path, folders, splits):
+    for folder in folders:
+        write(tmp_path / "raw", folder, [folder])
+    args = prepare.parse_arguments(["folder", "--root", str(tmp_path / "raw"), "--out", str(tmp_path / "out")])
+    sources = prepare.open_splits(prepare.load_dataset_module("folder"), args)
+    assert list(sources) == splits
+    assert sorted(source[0]["id"] for source in sources.values()) == sorted(folders)
 
 
 def test_without_split_folders_each_stem_has_its_place(tmp_path):
@@ -185,13 +204,13 @@ def test_coco_mini(real_data, tmp_path):
     root = real_data / "coco_mini"
     options = ["--images", ".", "--label-maps", "semseg80", "--label-offset", "1", "--ignore", "0,255"]
     assert run(root, tmp_path / "out", *options) == 0
-    for split, count in (("train2017", 130), ("val2017", 128)):
+    for split, folder, count in (("train", "train2017", 130), ("val", "val2017", 128)):
         reader = ShardReader.for_split(tmp_path / "out", split)
         assert len(reader) == count
         for i in range(0, count, 16):
             row = reader[i]
-            assert row["image"] == (root / split / f"{row['id']}.jpg").read_bytes()
-            stored = np.asarray(Image.open(root / "semseg80" / split / f"{row['id']}.png")).astype(int)
+            assert row["image"] == (root / folder / f"{row['id']}.jpg").read_bytes()
+            stored = np.asarray(Image.open(root / "semseg80" / folder / f"{row['id']}.png")).astype(int)
             expected = np.where((stored == 0) | (stored == 255), IGNORE_INDEX, stored - 1)
             np.testing.assert_array_equal(codec.decode_label_map(row["label_map"], load_vocabulary(tmp_path / "out")), expected)
     present = json.loads((tmp_path / "out" / "vocabulary.json").read_text())["names"]
