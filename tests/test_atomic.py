@@ -1,8 +1,9 @@
+import fcntl
 import os
 
 import pytest
 
-from ofaseg.atomic import atomic_write, remove_leftovers
+from ofaseg.atomic import atomic_folder, atomic_write, remove_leftovers
 
 
 def test_replaces_whole_and_leaves_nothing_behind(tmp_path):
@@ -28,3 +29,41 @@ def test_leftovers_of_killed_writers(tmp_path):
         (tmp_path / name).write_bytes(b"")
     remove_leftovers(tmp_path / "a[1].txt")
     assert sorted(os.listdir(tmp_path)) == [".a1.txt.x7.tmp", ".b.txt.x7.tmp", "a[1].txt"]
+
+
+def test_a_folder_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    flushed, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+
+    def checked_replace(source, target):
+        inside = [source, *(source / name for name in ("a", "sub", "sub/b"))]
+        assert {path.stat().st_ino for path in inside} == set(flushed)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", checked_replace)
+    with atomic_folder(tmp_path / "new" / "out") as folder:
+        (folder / "sub").mkdir()
+        for name in ("a", "sub/b"):
+            (folder / name).write_text(name)
+    assert (tmp_path / "new" / "out" / "sub" / "b").read_text() == "sub/b" and os.listdir(tmp_path / "new") == ["out"]
+    assert flushed[-1] == (tmp_path / "new").stat().st_ino
+
+
+def test_an_exception_leaves_no_folder(tmp_path):
+    with pytest.raises(RuntimeError):
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "a").touch()
+            raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_folders_of_killed_writers_are_removed_and_those_of_others_kept(tmp_path):
+    names = (".out.killed_1.tmp", ".out.living_1.tmp", ".out.x.killed_1.tmp")
+    for name in names:
+        (tmp_path / name / "sub").mkdir(parents=True)
+    lock = os.open(tmp_path / names[1], os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with atomic_folder(tmp_path / "out"):
+        pass
+    os.close(lock)
+    assert sorted(os.listdir(tmp_path)) == [*names[1:], "out"]

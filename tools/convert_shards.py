@@ -24,14 +24,29 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--to", required=True, choices=("folder", "tsv", "parquet"))
     parser.add_argument("--out", required=True, help="folder to write; for --to folder it must be new or empty")
     parser.add_argument("--splits", help="comma list of splits (default: all)")
-    return parser.parse_args(argv)
+    passed_on = parser.add_argument_group("options of data_prep/prepare.py, for tsv and parquet")
+    passed_on.add_argument("--rows-per-shard", help="samples per file")
+    passed_on.add_argument("--workers", help="processes")
+    passed_on.add_argument("--resume", action="store_true", help="go on with a run that was killed")
+    args = parser.parse_args(argv)
+    if args.to == "folder" and (given := prepare_options(args)):
+        parser.error(f"--to folder has no {given[0]}; leave it out")
+    return args
+
+
+def prepare_options(args: argparse.Namespace) -> list[str]:
+    """The given options that `data_prep/prepare.py` takes as they are."""
+    options = ["--resume"] if args.resume else []
+    for option, value in (("--rows-per-shard", args.rows_per_shard), ("--workers", args.workers)):
+        options += [option, value] if value is not None else []
+    return options
 
 
 def main(argv=None) -> int:
     """The command; returns the exit status."""
     args = parse_arguments(argv)
     if args.to != "folder":
-        options = ["shards", "--root", args.shards, "--out", args.out, "--format", args.to]
+        options = ["shards", "--root", args.shards, "--out", args.out, "--format", args.to, *prepare_options(args)]
         return prepare.main([*options, "--splits", args.splits] if args.splits else options)
     splits = [split.strip() for split in args.splits.split(",")] if args.splits else None
     try:

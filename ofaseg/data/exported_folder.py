@@ -10,17 +10,14 @@
 Reading the folder gives the same rows in the same order, byte for byte.
 """
 
-import contextlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Iterator, Optional, Sequence
+from typing import Optional, Sequence
 
 from tqdm import tqdm
 
+from ofaseg.atomic import atomic_folder
 from ofaseg.data.rows import FILE_COLUMNS, LIST_COLUMNS, ShardError, check_columns, text_to_list
 from ofaseg.data.shards import ShardReader, list_splits, load_vocabulary
 from ofaseg.vocabulary import ClassVocabulary
@@ -54,7 +51,7 @@ def write_folder(root, out, splits: Optional[Sequence[str]] = None) -> dict[str,
     readers = {split: ShardReader.for_split(root, split) for split in names}
     vocabulary, columns = load_vocabulary(root), readers[names[0]].columns
     try:
-        with _new_folder(out) as folder:
+        with atomic_folder(out) as folder:
             for split, reader in readers.items():
                 _write_split(reader, folder, split)
             _write_metadata(folder, vocabulary, columns, {split: len(reader) for split, reader in readers.items()})
@@ -62,26 +59,6 @@ def write_folder(root, out, splits: Optional[Sequence[str]] = None) -> dict[str,
         problem = f"cannot write ({error.strerror or error}); check the disk and the path"
         raise ShardError.at(error.filename or out, problem) from error
     return {split: len(reader) for split, reader in readers.items()}
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that gets its name at the end of the block, or is removed after an exception."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        os.replace(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_split(reader: ShardReader, folder: Path, split: str) -> None:

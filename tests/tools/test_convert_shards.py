@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from data_prep import prepare
 from ofaseg.data.shards import ShardReader
 from tests.data_prep.raw_layouts import write_shards
@@ -36,6 +38,19 @@ def test_one_split(tmp_path):
     assert json.loads((tmp_path / "b" / "vocabulary.json").read_text())["num_rows"] == {"val": 2}
     assert convert_shards.main([str(first), "--to", "folder", "--out", str(tmp_path / "c"), "--splits", "val"]) == 0
     assert [path.name for path in (tmp_path / "c" / "rows").iterdir()] == ["val.jsonl"]
+
+
+def test_options_of_prepare_are_passed_on(tmp_path, caplog, capsys):
+    first = write_shards(tmp_path / "a")
+    command = [str(first), "--to", "parquet", "--out", str(tmp_path / "b"), "--rows-per-shard", "2", "--workers", "1"]
+    assert convert_shards.main(command) == 0
+    assert len(list((tmp_path / "b").glob("train-*-of-00003.parquet"))) == 3
+    caplog.set_level("INFO")
+    assert convert_shards.main([*command, "--resume"]) == 0
+    assert "train: complete, kept as it is" in caplog.text
+    with pytest.raises(SystemExit):
+        convert_shards.main([str(first), "--to", "folder", "--out", str(tmp_path / "c"), "--workers", "2"])
+    assert "--to folder has no --workers; leave it out" in capsys.readouterr().err
 
 
 def test_errors(tmp_path, capsys):
