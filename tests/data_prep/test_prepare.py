@@ -81,7 +81,7 @@ def test_damaged_source_is_one_message(tmp_path, capsys):
     write_raw(tmp_path)
     (tmp_path / "labels" / "train" / "a_1.png").write_bytes(b"\x89PNG")
     assert prepare.main(["camvid", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--splits", "train"]) == 1
-    assert "a_1.png: damaged label map" in capsys.readouterr().err
+    assert "a_1.png: not an image that can be read" in capsys.readouterr().err
 
 
 def test_verify(tmp_path, capsys):

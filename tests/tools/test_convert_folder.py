@@ -145,12 +145,12 @@ def test_other_names_of_the_validation_split_do(folder):
 
 def test_flags_reach_the_converter(folder):
     (folder / "labels").rename(folder / "my maps")
-    flags = ["--label-maps", "my maps", "--ignore", "255,0"]
+    flags = ["--label-maps", "my maps", "--label-offset", "1", "--ignore", "0,255"]
     assert convert(folder, *flags) == 0
     shards = folder.parent / "run" / "shards"
     reader, vocabulary = ShardReader.for_split(shards, "train"), load_vocabulary(shards)
     class_ids = np.concatenate([np.unique(decode_label_map(reader[i]["label_map"], vocabulary)) for i in range(len(reader))])
-    assert set(class_ids.tolist()) == {IGNORE_INDEX, 1, 2}
+    assert set(class_ids.tolist()) == {IGNORE_INDEX, 0, 1}
 
 
 def test_the_folder_is_checked_before_it_is_converted(folder, capsys):
