@@ -182,7 +182,7 @@ SOURCE = ToySource(8, bad=[1, 3, 4, 5])
 NEW = [f"sample_{i}" for i in (0, 2, 6, 7)]
 
 
-@pytest.fixture(scope="module", params=["tsv", pytest.param("parquet", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tsv", "parquet"])
 def undisturbed(request, tmp_path_factory):
     """(format, folder with two old rows, content of that folder after it was written again)."""
     root = tmp_path_factory.mktemp("undisturbed")
@@ -192,6 +192,7 @@ def undisturbed(request, tmp_path_factory):
     return request.param, root / "old", content(root / "new")
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_step(undisturbed, tmp_path):
     """The old rows stay, or the new ones are there; going on gives, byte for byte, what an undisturbed run does."""
     format, old, expected = undisturbed
@@ -208,6 +209,7 @@ def test_a_kill_at_every_step(undisturbed, tmp_path):
     assert not killed and step >= 50
 
 
+@pytest.mark.slow
 def test_kills_one_after_another(undisturbed, tmp_path):
     """Each run goes on where the killed one before stopped, and is killed itself, at random steps."""
     format, old, expected = undisturbed
