@@ -60,7 +60,8 @@ pass out unless it is asked for.
   `MALLOC_TOP_PAD_` high before the process starts, so that freed memory stays mapped.
 - **Rows**: the JPEG decoder sets the pace. The COCO photos average 172 kB and take simplejpeg 1.4 to 1.8 ms on the machine below, so no
   reader of them passes 700 rows/s per core. The goal of 500 (at least 350) augmented rows/s per core was set where 640x480 photos
-  decode at 950 a second. Here it is missed; as a share of the decoder's rate, its least is just met (38 % against 37 %).
+  decode at 950 a second. Here it is missed, also as a share of the decoder's rate: two
+  runs on this code gave 29 and 38 %, the least asked for is 37 %.
 """
 
 
