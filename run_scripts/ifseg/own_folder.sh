@@ -6,7 +6,7 @@
 #   IMAGES LABELS CLASS_NAMES  other names of the two sub-folders and of the class list
 #   PREPARE_FLAGS              more flags for the converter, such as "--label-offset 1 --ignore 0 --val-fraction 0.1"
 #   CHECKPOINT BPE_DIR [ARCH]  a pretrained model and its tokenizer folder: image-free, the photos only measure; SUPERVISED=1 trains on them
-# Without CHECKPOINT a small model is trained from random weights on the photos: 1,200 updates, half an hour on one CPU core.
+# Without CHECKPOINT a small model is trained from random weights on the photos, 1,200 updates.
 # Results go to OUT (default outputs/ifseg_own_folder_<name of the folder>). The same command again goes on with a run that was
 # stopped; it starts nothing where OUT holds a model of other photos, label maps or flags.
 FOLDER="${FOLDER:-${ROOT:-}}"
