@@ -26,6 +26,8 @@ setup(
         "safetensors>=0.4",
         "sentencepiece",
         "timm>=1.0",
+        "tokenizers>=0.15",
+        "transformers>=4.40",
         "datasets>=2.18",
         "tqdm",
         "regex",
