@@ -25,10 +25,26 @@ class DenseOutput(NamedTuple):
     Attributes:
         class_logits: (B, K, h, w) before softmax, on the patch grid.
         features: (B, F, h, w) features of the image encoder, for feature propagation; None for image-free batches.
+        image_scores: (B, K) how much each class is in the whole photo, for methods that choose candidate classes; else None.
     """
 
     class_logits: Tensor
     features: Optional[Tensor] = None
+    image_scores: Optional[Tensor] = None
+
+
+class ImageTextOutput(NamedTuple):
+    """What a dual encoder returns for pairs of photos and texts.
+
+    Attributes:
+        image_embedding: (B, D) unit vectors.
+        text_embedding: (B, D) unit vectors.
+        temperature: scalar above 0 by which cosines are divided.
+    """
+
+    image_embedding: Tensor
+    text_embedding: Tensor
+    temperature: Tensor
 
 
 @dataclass

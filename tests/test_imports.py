@@ -11,7 +11,7 @@ PACKAGES = ("ofaseg", "user_tasks", "criterions", "data_prep", "tools")
 
 LEAVES = {
     f"ofaseg.{name}"
-    for name in ("structures", "vocabulary", "prompts", "seg_tokens", "losses", "atomic", "tokenizers", "utils")
+    for name in ("structures", "vocabulary", "prompts", "seg_tokens", "losses", "atomic", "tokenizers", "wordpiece", "distributed", "utils")
 }
 EVERYTHING = {"*"}
 # part -> the parts it may import, beside itself; "lazily" only inside functions

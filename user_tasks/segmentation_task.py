@@ -17,7 +17,7 @@ from ofaseg.data import transforms
 from ofaseg.data.segmentation_dataset import ON_BAD_SAMPLE, SegmentationDataset
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.evaluation import postprocess, semantic
-from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
+from ofaseg.structures import SegmentationOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError, name_difference, resolve_vocabulary
 from user_tasks.base_tasks import VocabularyTask
 
@@ -186,7 +186,7 @@ class SegmentationTask(VocabularyTask):
             return self._empty_step(sample, device)
         with torch.no_grad(), self.autocast(device):
             output = model(**sample["net_input"])
-            output = DenseOutput(output.class_logits.float(), output.features)
+            output = output._replace(class_logits=output.class_logits.float())
             loss, sample_size, logging_output = criterion.loss(output, sample)
         logging_output["_bad_rows"] = len(sample.get("bad_rows", ()))
         for key, post in self.validation_posts().items():

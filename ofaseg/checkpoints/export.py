@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ofaseg.atomic import atomic_write
-from ofaseg.models.ofa.state import CheckpointError
+from ofaseg.models.state import CheckpointError
 from ofaseg.vocabulary import ClassVocabulary
 
 FORMAT = "ofaseg-model"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ofaseg.checkpoints.safe import load_state
-from ofaseg.models.ofa.state import CLASS_KEYS, CheckpointError
+from ofaseg.models.ofa.state import CLASS_KEYS
+from ofaseg.models.state import CheckpointError
 from ofaseg.vocabulary import ClassVocabulary, name_difference
 
 logger = logging.getLogger(__name__)

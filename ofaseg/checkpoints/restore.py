@@ -14,7 +14,8 @@ from ofaseg.checkpoints.ifseg import (
     translate_configuration,
 )
 from ofaseg.checkpoints.safe import load_state
-from ofaseg.models.ofa.state import CLASS_KEYS, CheckpointError
+from ofaseg.models.ofa.state import CLASS_KEYS
+from ofaseg.models.state import CheckpointError
 from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)

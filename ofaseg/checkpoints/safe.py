@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ofaseg.models.ofa.state import CheckpointError
+from ofaseg.models.state import CheckpointError
 
 HARMLESS_MODULES = ("omegaconf.", "fairseq.", "numpy.", "typing.", "enum.", "argparse.", "collections.", "__main__.")
 """Classes of these modules may be mentioned by a file; they are read as inert records."""

@@ -18,8 +18,9 @@ from ofaseg.models.ofa.attention import Sizes
 from ofaseg.models.ofa.decoder import DECODER_INPUTS, Decoder
 from ofaseg.models.ofa.embeddings import mean_embeddings, pad_token_lists
 from ofaseg.models.ofa.encoder import Encoder, EncoderOutput
-from ofaseg.models.ofa.state import StateUpgrade, upgrade_official_state
+from ofaseg.models.ofa.state import upgrade_official_state
 from ofaseg.models.segmenter import Segmenter
+from ofaseg.models.state import StateUpgrade
 from ofaseg.structures import DenseOutput
 
 

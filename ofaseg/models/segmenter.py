@@ -1,5 +1,7 @@
 """The contract of every segmentation model: `forward(**net_input)` and `predict(**net_input)`."""
 
+from typing import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,8 +18,8 @@ class Segmenter:
         """Scores of a batch: `class_logits` (B, K, h, w) on the patch grid, before softmax."""
         raise NotImplementedError
 
-    def set_classes(self, class_token_ids: list[list[int]]) -> None:
-        """Replaces the class list; class k is the text made of the dictionary ids `class_token_ids[k]`."""
+    def set_classes(self, texts: Sequence) -> None:
+        """Replaces the class list; class k is made of `texts[k]`, token ids: those of the name, or of each of its prompts."""
         raise NotImplementedError
 
     def class_embeddings(self) -> Tensor:
@@ -35,4 +37,4 @@ class Segmenter:
         finally:
             if was_training:
                 self.train()
-        return DenseOutput(output.class_logits.float(), output.features)
+        return output._replace(class_logits=output.class_logits.float())

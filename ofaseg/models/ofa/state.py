@@ -5,11 +5,12 @@ deleted, and the vocabulary is never filled from a live parameter.
 """
 
 import re
-from dataclasses import dataclass, field
 from typing import Callable
 
 import torch
 from torch import Tensor
+
+from ofaseg.models.state import CheckpointError, StateUpgrade, check_entries
 
 DERIVED_KEY = re.compile(
     r"(^|\.)(version|token_rp_bucket|image_rp_bucket|seg_rp_bucket|image_position_idx|bin_id_offset|seg_id_offset|region_prefix)$"
@@ -23,25 +24,6 @@ SEGMENTATION_KEY = re.compile(r"^decoder\.(embed_seg_positions\.weight|seg_pos_l
 CLASS_KEYS = ("encoder.seg_embed_tokens.weight", "decoder.seg_embed_tokens.weight", "decoder.seg_projection.weight")
 TOKEN_KEYS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 FOREIGN = "this is no OFA or IFSeg checkpoint of the architecture that was asked for"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used: unreadable, foreign, of another size, vocabulary or class list."""
-
-
-@dataclass
-class StateUpgrade:
-    """What `upgrade_official_state` did, by key.
-
-    Attributes:
-        dropped: entries removed (computed by the model, or aliases).
-        filled: entries that were missing and now hold the model's own start values.
-        resized: entries whose rows were completed.
-    """
-
-    dropped: list[str] = field(default_factory=list)
-    filled: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
 
 
 def upgrade_official_state(state: dict[str, Tensor], own: dict[str, Tensor], class_table: Callable[[Tensor], Tensor]) -> StateUpgrade:
@@ -66,7 +48,7 @@ def upgrade_official_state(state: dict[str, Tensor], own: dict[str, Tensor], cla
         if key not in state and (SEGMENTATION_KEY.match(key) or key.endswith("num_batches_tracked")):
             state[key] = value.clone()
             report.filled.append(key)
-    _check_shapes(state, own)
+    check_entries(state, own, FOREIGN, "Check --arch and the image size options")
     return report
 
 
@@ -120,17 +102,3 @@ def _upgrade_positions(state: dict, own: dict, report: StateUpgrade) -> None:
         if value is not None and value.ndim == 2 and value.shape[1] == target.shape[1] and len(value) < len(target):
             state[key] = torch.cat([value, target[len(value) :].to(value)])
             report.resized.append(key)
-
-
-def _check_shapes(state: dict, own: dict) -> None:
-    """Raises CheckpointError for missing, foreign or misshapen entries, naming the first few."""
-    problems = [f"{key}: missing" for key in own if key not in state]
-    problems += [f"{key}: unknown" for key in state if key not in own]
-    problems += [
-        f"{key}: shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{FOREIGN}; {'; '.join(problems[:5])}{more}. Check --arch and the image size options")
