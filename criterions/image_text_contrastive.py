@@ -1,15 +1,9 @@
 """Contrastive loss of image-text pairs over the pairs of all processes."""
 
 from dataclasses import dataclass, field
-from typing import Optional
-
-import torch
-import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
-from omegaconf import II
-from torch import Tensor
 
 from ofaseg import distributed
 from ofaseg.losses import contrastive_loss
@@ -20,35 +14,31 @@ from ofaseg.structures import ImageTextOutput
 class ImageTextContrastiveConfig(FairseqDataclass):
     label_smoothing: float = field(default=0.0, metadata={"help": "epsilon of label smoothing, 0..1 (published: 0)"})
     local_negatives: bool = field(default=False, metadata={"help": "compare with the pairs of the own process only (published: of all)"})
-    batch_size: Optional[int] = II("dataset.batch_size")
 
 
 @register_criterion("image_text_contrastive", dataclass=ImageTextContrastiveConfig)
 class ImageTextContrastive(FairseqCriterion):
     """Symmetric InfoNCE (SimSeg, eq. 5). The sample size is the number of pairs, so the gradient is that of the mean over the pairs
-    of all processes, however these share them.
+    of all processes. In training all processes need batches of one size, as `ImageTextDataset` makes them; elsewhere a process
+    compares its own pairs only.
     """
 
-    def __init__(self, task, label_smoothing: float, local_negatives: bool, batch_size: Optional[int]):
+    def __init__(self, task, label_smoothing: float, local_negatives: bool):
         super().__init__(task)
-        self.label_smoothing, self.local_negatives, self.batch_size = label_smoothing, local_negatives, batch_size
+        self.label_smoothing, self.local_negatives = label_smoothing, local_negatives
 
     def forward(self, model, sample: dict, reduce: bool = True):
         """(loss, sample_size, logging_output) of a batch of pairs; sums, division happens in `reduce_metrics`."""
-        return self.loss(model(**sample["net_input"]), sample.get("repeated", False))
+        return self.loss(model(**sample["net_input"]))
 
-    def loss(self, output: ImageTextOutput, repeated: bool = False):
-        """As `forward`, from the model's output.
-
-        Args:
-            repeated: the batch only stands in for one that this process does not have; nobody compares with it.
-        """
-        image, text = output.image_embedding, output.text_embedding
-        if self.training and not self.local_negatives and distributed.world_size() > 1:
-            all_images, all_texts, valid, first = self._rows_of_all(image, text, repeated)
-        else:
-            all_images, all_texts, valid, first = image, text, None, 0
-        loss, hits = contrastive_loss(image, text, all_images, all_texts, output.temperature, first, valid, self.label_smoothing)
+    def loss(self, output: ImageTextOutput):
+        """As `forward`, from the model's output."""
+        image, text, first = output.image_embedding, output.text_embedding, 0
+        all_images, all_texts = image, text
+        if self.training and not self.local_negatives:
+            all_images, all_texts = distributed.gather_rows(image), distributed.gather_rows(text)
+            first = distributed.rank() * len(image)
+        loss, hits = contrastive_loss(image, text, all_images, all_texts, output.temperature, first, self.label_smoothing)
         pairs = len(image)
         log = {
             "loss": loss.detach(),
@@ -59,21 +49,6 @@ class ImageTextContrastive(FairseqCriterion):
             "_temperature": output.temperature.detach().double() * pairs,
         }
         return loss, pairs, log
-
-    def _rows_of_all(self, image: Tensor, text: Tensor, repeated: bool) -> tuple[Tensor, Tensor, Tensor, int]:
-        """The rows of all processes, which of them are pairs, and where ours begin. Raises ValueError without --batch-size.
-
-        Every process fills up to --batch-size rows, so that none has to ask how many the others have.
-        """
-        if not self.batch_size or len(image) > self.batch_size:
-            raise ValueError("image_text_contrastive on several processes needs --batch-size, the most pairs of a process")
-        missing = self.batch_size - len(image)
-        valid = torch.arange(self.batch_size, device=image.device) < (0 if repeated else len(image))
-        all_images, all_texts = (distributed.gather_rows(F.pad(rows, (0, 0, 0, missing))) for rows in (image, text))
-        all_valid, first = distributed.gather_rows(valid), distributed.rank() * self.batch_size
-        if repeated:  # its own loss is thrown away, but must be a number
-            all_valid[first : first + len(image)] = True
-        return all_images, all_texts, all_valid, first
 
     @classmethod
     def reduce_metrics(cls, logging_outputs) -> None:

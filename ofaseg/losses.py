@@ -1,7 +1,5 @@
 """Pure tensor losses."""
 
-from typing import Optional
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -114,7 +112,6 @@ def contrastive_loss(
     all_texts: Tensor,
     temperature: Tensor,
     first: int = 0,
-    valid: Optional[Tensor] = None,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE of pairs against the rows of all processes (SimSeg, eq. 5; CLIP), summed over the pairs.
@@ -123,7 +120,6 @@ def contrastive_loss(
         image, text: (b, D) unit vectors, pair by pair.
         all_images, all_texts: (n, D), with `image` and `text` from row `first` on.
         temperature: scalar above 0.
-        valid: (n,) bool, False for rows that stand for nothing (a process with fewer pairs); None when all count.
         label_smoothing: epsilon in 0..1, torch's semantics (0: published).
 
     Returns: float32 scalar, half the sum of both directions' cross-entropies; and (2,) long, how many texts and images were
@@ -134,8 +130,6 @@ def contrastive_loss(
     with torch.autocast(image.device.type, enabled=False):
         for query, gallery in ((image, all_texts), (text, all_images)):
             logits = query.float() @ gallery.float().T / temperature.float()
-            if valid is not None:
-                logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
             losses.append(F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing))
             hits.append((logits.detach().argmax(1) == target).sum())
         return 0.5 * (losses[0] + losses[1]), torch.stack(hits)

@@ -1,4 +1,6 @@
-"""Prompts: the words around class names."""
+"""Prompts: the words around class names; sentence templates of every method."""
+
+from pathlib import Path
 
 SEGMENTATION_PROMPT = "what is the segmentation map of the image? object:"
 """The source-text prefix of IFSeg (appendix, and its run scripts)."""
@@ -25,3 +27,52 @@ def source_token_ids(prompt_ids, class_token_ids, unknown_ids, bos: int, eos: in
         used += len(ids)
     body = [token for ids in class_token_ids for token in ids]
     return [bos, *prompt_ids, *body, *unknown_ids, eos]
+
+
+PHOTO_ADJECTIVES = (
+    "bad", "low resolution", "cropped", "bright", "dark", "close-up", "black and white", "pixelated", "jpeg corrupted", "blurry", "good",
+)  # fmt: skip
+LOOKS = ("", "hard to see ", "clean ", "dirty ", "cool ", "large ", "nice ", "weird ", "small ")
+PICTURES = ("sculpture", "rendering", "tattoo", "drawing", "painting", "doodle", "sketch", "rendition")
+MATERIALS = ("embroidered", "plastic", "origami", "toy", "cartoon", "plushie")
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """CLIP's 80 sentences for class names, with `{}` for the name (their order has no meaning: vectors are averaged)."""
+    templates = ["a photo of many {}.", "a photo of my {}.", "a photo of one {}.", "itap of my {}."]
+    for article in ("a", "the"):
+        templates += [f"a {adjective} photo of {article} {{}}." for adjective in PHOTO_ADJECTIVES]
+        templates += [f"a photo of {article} {look}{{}}." for look in LOOKS]
+        templates += [f"a {picture} of {article} {{}}." for picture in PICTURES]
+        templates += [f"{work} of {article} {{}}." for work in ("graffiti", "art", "itap")]
+        templates += [f"{article} {material} {{}}." for material in MATERIALS]
+        templates.append(f"{article} {{}} in a video game.")
+    return tuple(templates)
+
+
+TEMPLATES = {"imagenet80": imagenet_templates(), "photo": ("a photo of a {}.",), "name": ("{}",)}
+"""Name -> sentences around a class name."""
+
+
+def load_templates(choice: str) -> tuple[str, ...]:
+    """The templates called `choice` in `TEMPLATES`, or those of a text file, one per line, each with one `{}` for the class name.
+
+    Raises:
+        ValueError: no such name or file; a line without `{}`, or with more than one; the message names file and line.
+    """
+    if choice in TEMPLATES:
+        return TEMPLATES[choice]
+    path = Path(choice)
+    if not path.is_file():
+        raise ValueError(f"templates {choice!r}: neither a file nor one of {', '.join(TEMPLATES)}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a UTF-8 text file ({error.reason}); write one template per line") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip() and line.count("{}") != 1:
+            raise ValueError(f"{path}, line {number}: {line!r} needs exactly one {{}} where the class name goes")
+    templates = tuple(line.strip() for line in lines if line.strip())
+    if not templates:
+        raise ValueError(f"{path}: no template in it; write one per line, such as 'a photo of a {{}}.'")
+    return templates

@@ -190,7 +190,8 @@ class SegmentationTask(VocabularyTask):
             loss, sample_size, logging_output = criterion.loss(output, sample)
         logging_output["_bad_rows"] = len(sample.get("bad_rows", ()))
         for key, post in self.validation_posts().items():
-            results = postprocess.segmentations(output, sample["native_sizes"], post)
+            images = self.photo_pixels(model, sample["net_input"], post)
+            results = postprocess.segmentations(output, sample["native_sizes"], post, images=images)
             logging_output.update(self.counts(key, results, sample["native_label_maps"]))
         return loss, sample_size, logging_output
 
@@ -247,7 +248,14 @@ class SegmentationTask(VocabularyTask):
         with torch.no_grad(), self.autocast(device):
             output = model.predict(**net_input)
             flipped = model.predict(**self.mirrored(net_input)) if post.flip_average else None
-        return postprocess.segmentations(output, native_sizes, post, flipped)
+            images = self.photo_pixels(model, net_input, post)
+        return postprocess.segmentations(output, native_sizes, post, flipped, images)
+
+    def photo_pixels(self, model, net_input: dict, post: postprocess.PostProcess) -> Optional[Tensor]:
+        """(B, H, W, 3) uint8 photos at the model's size, where `post` reads them; else None."""
+        if post.refine == "none" and post.candidates is None:
+            return None
+        return model.pixels(net_input[self.image_key])
 
     def mirrored(self, net_input: dict) -> dict:
         """The same batch with its photos mirrored left to right."""

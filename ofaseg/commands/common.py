@@ -23,6 +23,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--resnet-topk", type=int, default=None, help="neighbours in feature propagation (default: the checkpoint's setting)"
     )
     parser.add_argument("--resnet-iters", type=int, default=None, help="rounds of feature propagation, 0 = off (default: the checkpoint's)")
+    parser.add_argument(
+        "--refine", default=None, help="refine maps by colour: none, dense_crf, pydensecrf, pamr, threshold (default: the checkpoint's)"
+    )
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
     parser.add_argument(
         "--override",
@@ -62,7 +65,7 @@ def _literal(text: str):
 
 def post_process_changes(args) -> dict:
     """The fields of `PostProcess` that the command line sets."""
-    changes = {"resnet_topk": args.resnet_topk, "resnet_iters": args.resnet_iters, "flip_average": args.flip or None}
+    changes = {"resnet_topk": args.resnet_topk, "resnet_iters": args.resnet_iters, "flip_average": args.flip or None, "refine": args.refine}
     return {key: value for key, value in changes.items() if value is not None}
 
 

@@ -6,6 +6,7 @@ Runs on one process, or on several under torchrun; the scores are the same.
 import argparse
 import logging
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from ofaseg.commands import common
 from ofaseg.evaluation import confusion, examples, pictures, report
-from ofaseg.evaluation.evaluator import SemanticEvaluator, evaluate_batches, gather_texts, rank_indices
+from ofaseg.evaluation.evaluator import SemanticEvaluator, evaluate_batches, gather_texts, rank_indices, spread
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def _report(args, result, vocabulary, post, matrix: np.ndarray) -> None:
             "split": args.split,
             "seconds": result.seconds,
         }
-        settings = {"post_process": vars(post), "bad_rows": result.bad_rows, "vocabulary": vocabulary.to_json()}
+        settings = {"post_process": asdict(post), "bad_rows": result.bad_rows, "vocabulary": vocabulary.to_json()}
         report.write_json(Path(args.out) / "scores.json", about | result.scores | settings)
         report.write_text(Path(args.out) / "scores.md", table + "\n" + report.class_table(result.scores))
         if len(matrix) <= confusion.MOST_CLASSES:
@@ -137,12 +138,6 @@ def default_name(checkpoint) -> str:
     """Folder and stem of a checkpoint's path."""
     path = Path(checkpoint)
     return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem
-
-
-def spread(total: int, count: int) -> list[int]:
-    """`count` (at most `total`) row numbers evenly spread over 0..total-1, ascending and distinct."""
-    count = min(count, total)
-    return [int(i) for i in np.linspace(0, total - 1, count).round()] if count > 1 else list(range(count))
 
 
 def safe_name(text: str) -> str:

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 from typing import Iterator
 
@@ -90,7 +91,7 @@ def predict_one(source: str, stem: Path, model, task, post) -> list[dict]:
     pictures.write(stem.with_name(stem.name + "_index.png"), pictures.index_png(label_map, task.vocabulary.palette))
     about = {"image": source, "height": image.shape[0], "width": image.shape[1], "class_names": list(task.vocabulary.names)}
     seconds = round(time.perf_counter() - start, 3)
-    report.write_json(stem.with_name(stem.name + ".json"), about | {"areas": areas, "post_process": vars(post), "seconds": seconds})
+    report.write_json(stem.with_name(stem.name + ".json"), about | {"areas": areas, "post_process": asdict(post), "seconds": seconds})
     return areas
 
 

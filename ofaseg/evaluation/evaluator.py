@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Callable, Iterable, Optional
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -136,6 +137,12 @@ def rank_indices(num_rows: int, rank: Optional[int] = None, world_size: Optional
     if rank is None or world_size is None:
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
     return list(range(rank, num_rows, world_size))
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` (at most `total`) row numbers evenly spread over 0..total-1, ascending and distinct."""
+    count = min(count, total)
+    return [int(i) for i in np.linspace(0, total - 1, count).round()] if count > 1 else list(range(count))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ofaseg.evaluation.candidates import segment_by_candidates
+from ofaseg.evaluation.refine import refine_classes
+from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings
 from ofaseg.structures import DenseOutput, SegmentationOutput
 
 CHUNK_ELEMENTS = 2**22
@@ -30,6 +33,10 @@ class PostProcess:
         resnet_prob_temperature: logits are divided by this before the softmax of feature propagation.
         flip_average: average the probabilities with those of the mirrored image (the caller runs the model twice).
         return_scores: also hand on (K, H, W) probabilities; memory grows with K * H * W.
+        candidates: choose classes by their scores in the whole photo and paint their masks; None: the best class per pixel.
+        refine: with `candidates` how maps become masks, a name of `ofaseg.evaluation.refine`; else what happens to class
+            probabilities at the model's size: none, or a name of `refine.CLASS_REFINEMENTS`.
+        threshold: where refinements cut a map in 0..1 (with `candidates`).
     """
 
     resnet_topk: int = 3
@@ -37,6 +44,9 @@ class PostProcess:
     resnet_prob_temperature: float = 1.0
     flip_average: bool = False
     return_scores: bool = False
+    candidates: Optional[ZeroShotSettings] = None
+    refine: str = "none"
+    threshold: float = 0.5
 
     def __post_init__(self):
         if self.resnet_iters < 0 or self.resnet_topk < 1 or self.resnet_prob_temperature <= 0:
@@ -47,7 +57,11 @@ class PostProcess:
 
 
 def segmentations(
-    output: DenseOutput, native_sizes: Sequence[tuple[int, int]], post: Optional[PostProcess] = None, flipped: Optional[DenseOutput] = None
+    output: DenseOutput,
+    native_sizes: Sequence[tuple[int, int]],
+    post: Optional[PostProcess] = None,
+    flipped: Optional[DenseOutput] = None,
+    images: Optional[Tensor] = None,
 ) -> list[SegmentationOutput]:
     """One SegmentationOutput per image, at its native size.
 
@@ -56,9 +70,11 @@ def segmentations(
         native_sizes: B pairs (H, W).
         post: what to do; None for the defaults of `PostProcess`.
         flipped: output of the same model for the mirrored images, needed by (and only with) ``post.flip_average``.
+        images: (B, H, W, 3) uint8, the photos at the model's size; needed by ``post.candidates`` and ``post.refine``.
 
     Raises:
-        ValueError: feature propagation without features, flip average without `flipped`, or a wrong number of sizes.
+        ValueError: feature propagation without features, flip average without `flipped`, refinement without `images`, an
+            unknown refinement, or a wrong number of sizes.
     """
     post = post or PostProcess()
     logits = output.class_logits.float()
@@ -66,7 +82,12 @@ def segmentations(
         raise ValueError(f"{len(native_sizes)} native sizes for a batch of {len(logits)}")
     if post.flip_average != (flipped is not None):
         raise ValueError("flip_average and the output of the mirrored images go together; give both or neither")
-    is_probability = post.resnet_iters > 0 or post.flip_average
+    if images is None and (post.candidates is not None or post.refine != "none"):
+        raise ValueError(f"refine {post.refine!r} reads the photos, but only class scores were given; set refine to none")
+    if post.candidates is not None:
+        output = _cosines(output, post, flipped)
+        return segment_by_candidates(output, images, native_sizes, post.candidates, post.refine, post.threshold)
+    is_probability = post.resnet_iters > 0 or post.flip_average or post.refine != "none"
     scores = logits
     if is_probability:
         scores = (logits / post.resnet_prob_temperature).softmax(1)
@@ -76,6 +97,8 @@ def segmentations(
         if output.features is None:
             raise ValueError("feature propagation needs image features, but the model returned none; set resnet_iters to 0")
         scores = feature_propagation(scores, output.features, post.resnet_topk, post.resnet_iters)
+    if post.refine != "none":
+        scores = torch.stack([refine_classes(post.refine, image, score) for image, score in zip(images, scores)])
     results = []
     for score, size in zip(scores, native_sizes):
         size = (int(size[0]), int(size[1]))
@@ -85,6 +108,20 @@ def segmentations(
             full = full if is_probability else full.softmax(0)
         results.append(SegmentationOutput(label_map=argmax_at_size(score, size), class_scores=full))
     return results
+
+
+def _cosines(output: DenseOutput, post: PostProcess, flipped: Optional[DenseOutput]) -> DenseOutput:
+    """Class maps and photo scores for candidates, averaged over mirrored photos and propagated where `post` says so.
+
+    They stay what the model computes: a softmax over all classes would let absent classes speak.
+    """
+    maps, scores = output.class_logits.float(), output.image_scores
+    if flipped is not None:
+        maps = flip_average(maps, flipped.class_logits.float())
+        scores = None if scores is None else (scores + flipped.image_scores) / 2
+    if post.resnet_iters:
+        maps = feature_propagation(maps, output.features, post.resnet_topk, post.resnet_iters)
+    return output._replace(class_logits=maps, image_scores=scores)
 
 
 def resize_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:

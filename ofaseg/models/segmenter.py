@@ -26,6 +26,10 @@ class Segmenter:
         """(K, D) vectors that the class scores are products with."""
         raise NotImplementedError
 
+    def pixels(self, image: Tensor) -> Tensor:
+        """Photos (B, 3, H, W) uint8 as `forward` takes them -> (B, H, W, 3) uint8, for refinements that read colours."""
+        return image.permute(0, 2, 3, 1)
+
     @torch.no_grad()
     def predict(self, **net_input) -> DenseOutput:
         """`forward` in evaluation mode without gradients; `class_logits` are float32. The training mode is restored."""

@@ -51,7 +51,8 @@ class PatchTransformer(nn.Module):
         """
         height, width = images.shape[2] // self.patch, images.shape[3] // self.patch
         if (height * self.patch, width * self.patch) != tuple(images.shape[2:]):
-            raise ValueError(f"photos of {images.shape[2]}x{images.shape[3]} pixels (height x width): both must be multiples of {self.patch}")
+            size = f"{images.shape[2]}x{images.shape[3]}"
+            raise ValueError(f"photos of {size} pixels (height x width): both sides must be multiples of {self.patch}")
         vit = self.vit
         patches = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
         tokens = torch.cat([vit.cls_token.expand(len(images), -1, -1), patches], 1)

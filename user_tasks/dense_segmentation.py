@@ -1,0 +1,111 @@
+"""Task of models that read photos and class prompts: SimSeg's evaluation and prediction."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from fairseq.tasks import register_task
+
+from ofaseg.data import image_text_transforms
+from ofaseg.evaluation import postprocess
+from ofaseg.evaluation.zero_shot_settings import SETTINGS, load_settings
+from ofaseg.prompts import load_templates
+from ofaseg.vocabulary import ClassVocabulary
+from ofaseg.wordpiece import WordPieceTokenizer, find_vocab
+from user_tasks.segmentation_task import SegmentationTask, SegmentationTaskConfig
+
+BACKGROUND_NAME = "background"
+
+
+@dataclass
+class DenseSegmentationConfig(SegmentationTaskConfig):
+    patch_image_size: int = field(default=288, metadata={"help": "side of the square that photos are resized to, pixels (paper: 288)"})
+    label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
+    bert_vocab: str = field(default="", metadata={"help": "vocab.txt of the text tower, or a folder with it (default: beside the checkpoint)"})
+    text_length: int = field(default=25, metadata={"help": "longest prompt in tokens, with CLS and SEP (paper: 25)"})
+    templates: str = field(default="imagenet80", metadata={"help": "sentences around class names: imagenet80, photo, name, or a text file"})
+    zero_shot: str = field(
+        default="auto",
+        metadata={
+            "help": f"how classes are chosen: {', '.join(SETTINGS)}, dense (best class per pixel, no background), "
+            "or auto: pascal_voc when class 0 is 'background', else dense"
+        },
+    )
+    refine: str = field(
+        default="auto",
+        metadata={"help": "how maps become masks: dense_crf, pydensecrf, pamr, threshold; auto: dense_crf, none with --zero-shot dense"},
+    )
+    threshold: float = field(default=0.5, metadata={"help": "where pamr and threshold cut a map stretched to 0..1"})
+    resnet_prob_temperature: float = field(
+        default=0.02, metadata={"help": "temperature of class probabilities, where feature propagation or a refinement reads them"}
+    )
+
+
+class PromptedClasses:
+    """Mix-in of tasks whose model makes classes from prompts.
+
+    The configuration has `bert_vocab`, `text_length` and `templates`.
+
+    Attributes:
+        wordpiece: the tokenizer.
+        class_prompts: for each class the token ids of its prompts, one per template.
+    """
+
+    def set_up_prompts(self, cfg, names) -> None:
+        """Raises TokenizerError without a vocab.txt, ValueError for bad templates."""
+        self.wordpiece = WordPieceTokenizer(find_vocab(cfg.bert_vocab))
+        self.templates = load_templates(cfg.templates)
+        self.class_prompts = self.prompts_of(names)
+
+    def prompts_of(self, names) -> list[list[list[int]]]:
+        """Class -> template -> token ids with CLS and SEP, at most `text_length`."""
+        texts = [template.replace("{}", name) for name in names for template in self.templates]
+        if not texts:
+            return []
+        ids, mask = self.wordpiece(texts, self.cfg.text_length)
+        rows = [row[: int(length)] for row, length in zip(ids.tolist(), mask.sum(1).tolist())]
+        step = len(self.templates)
+        return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+
+@register_task("dense_segmentation", dataclass=DenseSegmentationConfig)
+class DenseSegmentationTask(PromptedClasses, SegmentationTask):
+    """Zero-shot segmentation by maps of patches and class names (SimSeg, section 3.3)."""
+
+    def __init__(self, cfg: DenseSegmentationConfig, vocabulary: ClassVocabulary):
+        super().__init__(cfg, vocabulary)
+        self.set_up_prompts(cfg, vocabulary.names)
+        self.zero_shot = None if self._is_dense() else load_settings("pascal_voc" if cfg.zero_shot == "auto" else cfg.zero_shot)
+
+    @classmethod
+    def setup_task(cls, cfg: DenseSegmentationConfig, **kwargs):
+        return cls(cfg, cls.resolve_vocabulary(cfg))
+
+    def _is_dense(self) -> bool:
+        if self.cfg.zero_shot == "auto":
+            return self.vocabulary.names[0].lower() != BACKGROUND_NAME
+        return self.cfg.zero_shot == "dense"
+
+    def set_class_names(self, vocabulary: ClassVocabulary) -> None:
+        """Replaces the class vocabulary; the model needs `set_classes(task.class_prompts)` afterwards."""
+        self.vocabulary = vocabulary
+        self.class_prompts = self.prompts_of(vocabulary.names)
+
+    def evaluation_transform(self, sample: dict, rng=None) -> dict:
+        """Only the image: a square of `patch_image_size`, aspect lost, as the published evaluation resizes."""
+        return image_text_transforms.square_resize({"image": sample["image"]}, self.cfg.patch_image_size)
+
+    def evaluation_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.cfg.patch_image_size, self.cfg.patch_image_size
+
+    def post_process(self, **changes) -> postprocess.PostProcess:
+        refine = self.cfg.refine
+        if refine == "auto":
+            refine = "none" if self.zero_shot is None else "dense_crf"
+        return super().post_process(**(dict(candidates=self.zero_shot, refine=refine, threshold=self.cfg.threshold) | changes))
+
+    def validation_posts(self) -> dict[str, postprocess.PostProcess]:
+        """Scores during training come without CRF: quick, and good enough to choose a checkpoint."""
+        refine = "none" if self.zero_shot is None else "threshold"
+        return {"_confusion": self.post_process(resnet_iters=0, refine=refine)}
+
+

@@ -1,0 +1,215 @@
+"""Task of contrastive training on photos with captions, with zero-shot retrieval and segmentation as validation."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.tasks import register_task
+from omegaconf import II, MISSING
+
+from ofaseg import distributed
+from ofaseg.data.caption_augmentation import CaptionAugmentation
+from ofaseg.data.image_text_dataset import BATCH_ORDERS, ImageTextDataset
+from ofaseg.data.image_text_sources import open_image_text
+from ofaseg.data.image_text_transforms import ImageTextEvaluation, ImageTextTraining
+from ofaseg.data.row_dataset import ON_BAD_SAMPLE
+from ofaseg.evaluation.evaluator import SemanticEvaluator, evaluate_batches, rank_indices, spread
+from ofaseg.evaluation.retrieval_evaluator import RetrievalEvaluator
+from ofaseg.structures import ImageTextOutput, unwrap
+from user_tasks.base_tasks import VocabularyTask
+from user_tasks.dense_segmentation import DenseSegmentationConfig, DenseSegmentationTask, PromptedClasses
+
+
+@dataclass
+class ImageTextPretrainingConfig(FairseqDataclass):
+    data: str = field(
+        default=MISSING, metadata={"help": "photos with captions: shards, .parquet, .csv[:image folder], saved dataset; several by commas"}
+    )
+    bert_vocab: str = field(default=MISSING, metadata={"help": "vocab.txt of the text tower, or a folder with it"})
+    text_length: int = field(default=25, metadata={"help": "longest caption in tokens, with CLS and SEP (paper: 25)"})
+    templates: str = field(default="imagenet80", metadata={"help": "sentences around class names: imagenet80, photo, name, or a text file"})
+    patch_image_size: int = field(default=224, metadata={"help": "side of training crops in pixels (paper: 224)"})
+    eval_image_size: int = field(default=0, metadata={"help": "side of the middle crop in validation, pixels (0: as in training)"})
+    min_crop: float = field(default=0.6, metadata={"help": "least share of a photo's area in a training crop (published: 0.6)"})
+    no_autoaugment: bool = field(default=False, metadata={"help": "training crops without AutoAugment's changes of colour and shape"})
+    caption_augmentation: bool = field(default=False, metadata={"help": "mask, replace and drop word pieces of training captions"})
+    batch_order: ChoiceEnum(BATCH_ORDERS) = field(
+        default="shuffle", metadata={"help": "several data sets: rows shuffled together, or debias: each step from one set"}
+    )
+    sub_batch_size: int = field(
+        default=0,
+        metadata={"help": "pairs per pass of decoupled gradient accumulation: the loss sees --batch-size pairs, memory only these (0: off)"},
+    )
+    seg_data: str = field(default="", metadata={"help": "labelled shards: every validation also gives the mIoU of zero-shot segmentation"})
+    seg_split: str = field(default="val", metadata={"help": "which split of --seg-data"})
+    seg_limit: int = field(default=0, metadata={"help": "only so many photos of it, evenly spread (0: all)"})
+    seg_batch_size: int = field(default=8, metadata={"help": "photos at once in that validation"})
+    zero_shot: str = field(default="auto", metadata={"help": "how classes are chosen in that validation, see the task dense_segmentation"})
+    pretrained: str = field(default="", metadata={"help": "checkpoint to start from (official or ours); resuming ignores it"})
+    autocast: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "mixed precision of the towers"})
+    on_bad_sample: ChoiceEnum(ON_BAD_SAMPLE) = field(
+        default="skip", metadata={"help": "a row that cannot be read: skip (take another one, counted as bad_rows) or raise"}
+    )
+    # a live loader would keep the epoch its workers were started with
+    reuse_dataloader: bool = field(default=False, metadata={"help": "keep one data loader over epochs; needs --persistent-workers"})
+    persistent_workers: bool = field(default=False, metadata={"help": "keep data workers alive after their epoch"})
+    grouped_shuffling: bool = II("dataset.grouped_shuffling")
+    seed: int = II("common.seed")
+
+
+@register_task("image_text_pretraining", dataclass=ImageTextPretrainingConfig)
+class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
+    """Trains a dual encoder on pairs (SimSeg, section 3); label maps are never read in training."""
+
+    def __init__(self, cfg: ImageTextPretrainingConfig):
+        self.segmentation = self._segmentation_task(cfg) if cfg.seg_data else None
+        super().__init__(cfg, self.segmentation.vocabulary if self.segmentation else None)
+        self.set_up_prompts(cfg, self.vocabulary.names if self.vocabulary else ())
+        self._retrieval = RetrievalEvaluator()
+        self._segmentation_scores: dict[str, float] = {}
+
+    @classmethod
+    def setup_task(cls, cfg: ImageTextPretrainingConfig, **kwargs):
+        return cls(cfg)
+
+    @staticmethod
+    def _segmentation_task(cfg: ImageTextPretrainingConfig) -> DenseSegmentationTask:
+        """The task whose validation gives mIoU on `seg_data`."""
+        shared = {name: getattr(cfg, name) for name in ("bert_vocab", "text_length", "templates", "zero_shot", "autocast", "seed")}
+        side = cfg.eval_image_size or cfg.patch_image_size
+        return DenseSegmentationTask.setup_task(DenseSegmentationConfig(data=cfg.seg_data, patch_image_size=side, **shared))
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        """Builds the model, from `--pretrained` weights where given; logs what matched."""
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.pretrained and not from_checkpoint:
+            from ofaseg.checkpoints import load_official  # checkpoints know tasks, so tasks import them late
+
+            load_official(model, self.cfg.pretrained)
+        return model
+
+    def state_dict(self) -> dict:
+        """What a checkpoint says of the task: the count of bad rows, and the classes of the zero-shot validation."""
+        vocabulary = {"vocabulary": self.vocabulary.to_json()} if self.vocabulary else {}
+        return super().state_dict() | vocabulary
+
+    # ---- data ----
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+        self.datasets[split] = self.image_text_dataset(split, training=split == "train")
+
+    def image_text_dataset(self, split: str, training: bool, data: str = "") -> ImageTextDataset:
+        """Pairs of a split, for training (augmented, shuffled) or evaluation (in order, all captions), of `data` or the task's."""
+        cfg = self.cfg
+        if training and str(cfg.batch_order) == "debias" and distributed.world_size() > 1 and not cfg.grouped_shuffling:
+            raise ValueError("--batch-order debias on several processes needs --grouped-shuffling, which keeps each step's batches together")
+        side = cfg.patch_image_size if training else cfg.eval_image_size or cfg.patch_image_size
+        return ImageTextDataset(
+            open_image_text(data or cfg.data, split),
+            self.tokenize,
+            ImageTextTraining(side, (cfg.min_crop, 1.0), not cfg.no_autoaugment)
+            if training
+            else ImageTextEvaluation(side * 324 // 288, side),
+            training=training,
+            seed=cfg.seed,
+            on_bad_sample=str(cfg.on_bad_sample),
+            augment_caption=CaptionAugmentation(self.wordpiece) if training and cfg.caption_augmentation else None,
+            batch_order=str(cfg.batch_order),
+            world_size=distributed.world_size(),
+        )
+
+    def tokenize(self, texts: list[str]):
+        """(ids, mask), both (n, text_length) int64."""
+        return self.wordpiece(texts, self.cfg.text_length)
+
+    # ---- training ----
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, ema_model=None):
+        size = self.cfg.sub_batch_size
+        if not size or sample["nsentences"] <= size or ignore_grad:
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, ema_model)
+        model.train()
+        model.set_num_updates(update_num)
+        parts = [dict(zip(sample["net_input"], values)) for values in zip(*(v.split(size) for v in sample["net_input"].values()))]
+        loss, pairs, log, targets = self._whole_batch_loss(parts, unwrap(model), criterion, update_num)
+        for k, part in enumerate(parts):
+            last = k + 1 == len(parts)
+            with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+                with _part_seed(self.cfg.seed, update_num, k), self.autocast(sample["id"].device):
+                    output = model(**part)
+                # the product's gradient with respect to the vectors is the whole batch's, whatever its value
+                optimizer.backward(sum((value.float() * target).sum() for value, target in zip(output, targets[k])))
+        log["_bad_rows"] = log["_bad_training_rows"] = len(sample.get("bad_rows", ()))
+        return loss, pairs, log
+
+    def _whole_batch_loss(self, parts: list[dict], model, criterion, update_num: int):
+        """(loss, pairs, log, targets): the loss of the whole batch, and for each part its gradients with respect to the outputs.
+
+        A first pass without gradient makes the vectors part by part; the second pass repeats its random numbers.
+        """
+        outputs = []
+        with torch.no_grad():
+            for k, part in enumerate(parts):
+                with _part_seed(self.cfg.seed, update_num, k), self.autocast(part["image"].device):
+                    outputs.append(model(**part))
+        images, texts = (torch.cat([output[i] for output in outputs]).float().requires_grad_() for i in (0, 1))
+        temperature = outputs[0].temperature.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            loss, pairs, log = criterion.loss(ImageTextOutput(images, texts, temperature))
+            image_grad, text_grad, temperature_grad = torch.autograd.grad(loss, (images, texts, temperature), allow_unused=True)
+        sizes = [len(output.image_embedding) for output in outputs]
+        shares = [temperature_grad / len(parts)] * len(parts)
+        return loss.detach(), pairs, log, list(zip(image_grad.split(sizes), text_grad.split(sizes), shares))
+
+    # ---- validation ----
+
+    def begin_valid_epoch(self, epoch, model) -> None:
+        super().begin_valid_epoch(epoch, model)
+        self._retrieval.reset()
+        self._segmentation_scores = {}
+
+    def valid_step(self, sample, model, criterion, ema_model=None):
+        model = unwrap(ema_model if ema_model is not None else model)
+        model.eval()
+        device = model.temperature.device
+        with torch.no_grad(), self.autocast(device):
+            if sample["nsentences"]:
+                image, text = model.embed_image(sample["net_input"]["image"]), model.embed_text(**sample["caption_input"])
+                self._retrieval.update(image.float(), text.float(), sample)
+                pairs = {name: value for name, value in sample["net_input"].items() if name != "image"}
+                output = ImageTextOutput(image, model.embed_text(**pairs), model.clamped_temperature())
+            else:  # this rank has run out of batches before the others, or all rows were unreadable
+                nothing = torch.zeros(0, model.config.projection_dim, device=device)
+                output = ImageTextOutput(nothing, nothing, model.clamped_temperature())
+            loss, pairs, log = criterion.loss(output)
+        log["_bad_rows"] = len(sample.get("bad_rows", ()))
+        return loss, pairs, log
+
+    def post_validate(self, model, stats: dict, agg) -> None:
+        """fairseq's hook after each validation subset, on all ranks: adds retrieval scores, and mIoU where there are labelled shards."""
+        model = unwrap(model)
+        scores = self._retrieval.compute(model.temperature.device)
+        self._retrieval.reset()
+        if self.segmentation is not None and not self._segmentation_scores:
+            self._segmentation_scores = self.segmentation_scores(model)
+        stats.update({name: round(value, 5) for name, value in (scores | self._segmentation_scores).items()})
+
+    def segmentation_scores(self, model) -> dict[str, float]:
+        """mIoU, mAcc and aAcc, 0..1, of zero-shot segmentation of `seg_data`, shared by the ranks."""
+        task, cfg = self.segmentation, self.cfg
+        dataset = task.photo_dataset(cfg.seg_split, training=False)
+        rows = spread(len(dataset), cfg.seg_limit or len(dataset))
+        mine = [rows[i] for i in rank_indices(len(rows))]
+        batches = (dataset.collater([dataset[i] for i in mine[k : k + cfg.seg_batch_size]]) for k in range(0, len(mine), cfg.seg_batch_size))
+        evaluator, post = SemanticEvaluator(task.vocabulary), task.validation_posts()["_confusion"]
+        model.eval()
+        run = evaluate_batches(batches, lambda batch: task.predict_batch(model, batch["net_input"], batch["native_sizes"], post), evaluator)
+        return {name: run.scores[name] for name in ("mIoU", "mAcc", "aAcc")}
+
+
+def _part_seed(seed: int, update_num: int, part: int) -> utils.set_torch_seed:
+    """Context with the random numbers of one part of a batch, the same in both passes over it."""
+    return utils.set_torch_seed(int(np.random.SeedSequence((seed, update_num, part)).generate_state(1)[0]))
