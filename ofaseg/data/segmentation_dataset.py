@@ -1,77 +1,23 @@
 """FairseqDatasets of dense segmentation: rows of shards, decoded, transformed and collated."""
 
-import logging
 import os
 import shlex
 from typing import Callable, Optional
 
 import numpy as np
 import torch
-from fairseq.data import FairseqDataset
 from torch.utils.data import default_collate
 
 from ofaseg.data import codec
+from ofaseg.data.row_dataset import ON_BAD_SAMPLE, BadRow, PlainBatches, RowDataset, TooManyBadRows, Transform
 from ofaseg.data.shards import ShardError, ShardReader
 from ofaseg.data.transforms import to_tensors
 from ofaseg.vocabulary import ClassVocabulary
 
-logger = logging.getLogger(__name__)
-
-Transform = Callable[[dict, np.random.Generator], dict]
-
-ON_BAD_SAMPLE = ("skip", "raise")
-"""What to do with a row that cannot be turned into a sample: leave it out of its batch, or stop."""
-MAX_BAD_IN_A_ROW = 100
-"""So many bad rows one after the other are no accident: reading stops."""
+__all__ = ["ON_BAD_SAMPLE", "BadRow", "PlainBatches", "SegmentationDataset", "TooManyBadRows", "decode_pair"]
 
 
-class PlainBatches(FairseqDataset):
-    """Base of every dataset here: consecutive chunks of the ordered indices become batches, none is dropped.
-
-    fairseq's own batcher drops the last batch when its size is no multiple of `--required-batch-size-multiple`.
-    """
-
-    epoch = 1
-    # a new iterator per epoch, so that `set_epoch` reaches the workers it starts
-    can_reuse_epoch_itr_across_epochs = False
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def num_tokens(self, index: int) -> int:
-        return 1
-
-    def size(self, index: int) -> int:
-        return 1
-
-    def filter_indices_by_size(self, indices, max_sizes):
-        return indices, []
-
-    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
-        """Lists of at most `max_sentences` indices (1 when it is None); groups of `batch_groups` are never mixed."""
-        chunk = max_sentences or 1
-        batches = []
-        for group in self.batch_groups(np.asarray(indices), chunk):
-            batches += [group[start : start + chunk].tolist() for start in range(0, len(group), chunk)]
-        return batches
-
-    def batch_groups(self, indices: np.ndarray, chunk: int) -> list[np.ndarray]:
-        """Index groups whose samples may share a batch."""
-        return [indices]
-
-
-class TooManyBadRows(ShardError):
-    """Row after row could not be read: the shards are unusable, or belong to another vocabulary."""
-
-
-class BadRow:
-    """A row that could not be turned into a sample, and why."""
-
-    def __init__(self, index: int, error: Exception):
-        self.index, self.message = index, str(error)
-
-
-class SegmentationDataset(PlainBatches):
+class SegmentationDataset(RowDataset):
     """Photos with label maps.
 
     `dataset[i]` is row i of the reader after decoding and transforming; its random state is a pure function of
@@ -100,20 +46,12 @@ class SegmentationDataset(PlainBatches):
         on_bad_sample: str = "skip",
         batch_size_key: Optional[Callable[[int, int], tuple[int, int]]] = None,
     ):
-        if on_bad_sample not in ON_BAD_SAMPLE:
-            raise ValueError(f"on_bad_sample is {on_bad_sample!r}; choose from {', '.join(ON_BAD_SAMPLE)}")
-        self.reader, self.vocabulary, self.transform = reader, vocabulary, transform
-        self.training, self.seed, self.on_bad_sample, self.batch_size_key = training, seed, on_bad_sample, batch_size_key
-        self._bad_in_a_row = 0
+        super().__init__(training, seed, on_bad_sample)
+        self.reader, self.vocabulary, self.transform, self.batch_size_key = reader, vocabulary, transform, batch_size_key
         self._size_keys: dict[int, tuple[int, int]] = {}  # a split's headers are read once, not at every validation
 
     def __len__(self) -> int:
         return len(self.reader)
-
-    def ordered_indices(self) -> np.ndarray:
-        if self.training:
-            return np.random.default_rng((self.seed, self.epoch)).permutation(len(self))
-        return np.arange(len(self))
 
     def batch_groups(self, indices: np.ndarray, chunk: int) -> list[np.ndarray]:
         if self.training or chunk == 1 or self.batch_size_key is None:
@@ -131,28 +69,9 @@ class SegmentationDataset(PlainBatches):
                 self._size_keys[index] = (0, 0)  # decoding reports it
         return self._size_keys[index]
 
-    def __getitem__(self, index: int):
-        try:
-            sample = self.load(index)
-        except (ShardError, codec.CodecError) as error:
-            if self.on_bad_sample == "raise":
-                raise
-            logger.warning("row %d is left out: %s", index, error)
-            self._count_bad(error)
-            return BadRow(index, error)
-        self._bad_in_a_row = 0
-        return sample
-
-    def _count_bad(self, error: Exception) -> None:
-        """Raises TooManyBadRows when `error` is one of too many without a good row between them."""
-        self._bad_in_a_row += 1
-        if self._bad_in_a_row < MAX_BAD_IN_A_ROW:
-            return
+    def bad_rows_advice(self) -> str:
         folder = os.path.dirname(self.reader.paths[0]) or "."
-        raise TooManyBadRows(
-            f"{MAX_BAD_IN_A_ROW} rows in a row cannot be read, the last: {error}. `ofaseg doctor {shlex.quote(folder)}` lists what is "
-            "wrong with each row"
-        ) from error
+        return f"`ofaseg doctor {shlex.quote(folder)}` lists what is wrong with each row"
 
     def load(self, index: int) -> dict:
         """The sample of row `index`: image (3, H, W) uint8, label_map (H, W) int16 or int32, native_size, native_label_map.
@@ -196,18 +115,6 @@ class SegmentationDataset(PlainBatches):
         if all("native_label_map" in s for s in good):
             batch["native_label_maps"] = [s["native_label_map"] for s in good]
         return batch
-
-    def _another_row(self, bad: list[BadRow]) -> dict:
-        """A readable row from anywhere, the same for the same epoch and batch: neighbours of bad rows are often bad too.
-
-        Raises:
-            TooManyBadRows: `MAX_BAD_IN_A_ROW` rows, those of the batch included, cannot be read.
-        """
-        rng = np.random.default_rng((self.seed, self.epoch, bad[-1].index))
-        while True:  # reading raises after so many bad rows
-            sample = self[int(rng.integers(len(self)))]
-            if not isinstance(sample, BadRow):
-                return sample
 
 
 def decode_pair(row: dict, vocabulary: ClassVocabulary, where: Callable[..., str]) -> tuple[np.ndarray, np.ndarray]:

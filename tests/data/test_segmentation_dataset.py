@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofaseg.data import codec, segmentation_dataset, transforms
+from ofaseg.data import codec, row_dataset, transforms
 from ofaseg.data.segmentation_dataset import BadRow, PlainBatches, SegmentationDataset, TooManyBadRows
 from ofaseg.data.seq2seq_dataset import ArtificialImageDataset, Seq2SeqSegmentationDataset
 from ofaseg.data.shards import ShardError, ShardReader
@@ -128,7 +128,7 @@ def test_one_bad_row_never_costs_the_others(tmp_path, caplog):
 
 def test_bad_rows_without_end_stop_the_reading(tmp_path, monkeypatch):
     """Good rows in between start the count again; the message says what to run."""
-    monkeypatch.setattr(segmentation_dataset, "MAX_BAD_IN_A_ROW", 3)
+    monkeypatch.setattr(row_dataset, "MAX_BAD_IN_A_ROW", 3)
     vocabulary = write_toy_shards(tmp_path, "train", 8)
     for index in (1, 2, 4, 5, 6):
         break_row(tmp_path, "train", index)
@@ -140,7 +140,7 @@ def test_bad_rows_without_end_stop_the_reading(tmp_path, monkeypatch):
 
 def test_a_block_of_bad_rows_does_not_stop_shuffled_training(tmp_path, monkeypatch):
     """A damaged stretch of a file is longer than the limit, but readable rows are drawn between its rows."""
-    monkeypatch.setattr(segmentation_dataset, "MAX_BAD_IN_A_ROW", 10)
+    monkeypatch.setattr(row_dataset, "MAX_BAD_IN_A_ROW", 10)
     vocabulary = write_toy_shards(tmp_path, "train", 60)
     for index in range(20, 34):
         break_row(tmp_path, "train", index)
