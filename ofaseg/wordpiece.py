@@ -132,8 +132,9 @@ def _vocab_place(place) -> Path:
 def train_wordpiece(texts: Iterable[str], size: int, out_file, max_alphabet: int = 1000) -> int:
     """Learns a vocabulary from texts and writes it as vocab.txt, atomically; the same texts give the same file.
 
-    The special tokens come first, then characters, then the pieces that arise from joining the most frequent pair of neighbours,
-    over and over (as the `tokenizers` wheel does it, whose result depends on the order of its hash tables).
+    The special tokens come first, then characters (at the beginning of words, and inside), then the pieces that arise from joining the
+    most frequent pair of neighbours, over and over. (The trainer of the `tokenizers` wheel does the same, but breaks ties by the order
+    of its hash tables.)
 
     Args:
         texts: sentences, such as captions.
@@ -155,7 +156,9 @@ def train_wordpiece(texts: Iterable[str], size: int, out_file, max_alphabet: int
             characters[character] += count
     kept = {character for character, _ in sorted(characters.items(), key=lambda item: (-item[1], item[0]))[:max_alphabet]}
     spelled = {word: _spell(word) for word in sorted(words) if kept.issuperset(word)}
-    alphabet = sorted({symbol for symbols in spelled.values() for symbol in symbols})
+    # letters and digits at the beginning of a word and inside, so that unseen words of known letters are no [UNK]
+    alphabet = {*kept, *(_CONTINUES + character for character in kept if character.isalnum())}
+    alphabet = sorted(alphabet.union(*spelled.values()))
     room = size - len(SPECIAL_TOKENS) - len(alphabet)
     if room < 0:
         raise TokenizerError(f"a vocabulary of {size} has no room for {len(alphabet)} characters and the special tokens; enlarge it")

@@ -169,6 +169,20 @@ def gather_texts(texts: list[str]) -> list[str]:
     return [text for part, size in zip(parts, sizes) for text in json.loads(bytes(part[: int(size)].cpu().numpy()))]
 
 
+def gather_rows(rows: Tensor) -> Tensor:
+    """(N, ...) rows of all ranks joined in rank order, on every rank and on the device of `rows` (n, ...); n may differ between ranks."""
+    if not _distributed():
+        return rows
+    local = rows.to(_collective_device())
+    sizes = [torch.zeros(1, dtype=torch.long, device=local.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(local)], device=local.device))
+    padded = local.new_zeros(int(max(sizes)), *local.shape[1:])
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes)]).to(rows.device)
+
+
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

@@ -1,0 +1,166 @@
+"""CSV lists of images and captions beside a folder of image files, as CC3M and CC12M are kept.
+
+Columns: image (file name below the folder), caption; optionally image_id and caption_id (integers). One row per caption;
+messages count rows from 0 after the line of column names.
+"""
+
+import array
+import csv
+import io
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ofaseg.data.image_text_source import ImageTextSource, RowGroups, usable_captions
+from ofaseg.data.rows import ShardError, place
+
+logger = logging.getLogger(__name__)
+
+NEEDED = ("image", "caption")
+_ABSENT = -1
+_MISSING, _BLANK, _THERE = range(3)
+
+
+class CsvImageText(ImageTextSource):
+    """One entry per image: rows of one image_id, or of one image name where the list has no ids, are its captions.
+
+    Only byte offsets and group numbers are kept in memory, about 24 bytes per row; opening reads the list once and looks for
+    every image. Images that are not there are counted in `missing` and left out; rows of a negative image_id are left out.
+
+    Args:
+        path: the list; UTF-8, the first line names the columns.
+        images: folder of the image files.
+
+    Raises:
+        ShardError: the list cannot be read, lacks a column, or none of its images is there.
+    """
+
+    def __init__(self, path, images):
+        self.path, self.images = str(path), str(images)
+        self._file, self._pid = None, -1
+        try:
+            self._scan()
+        except OSError as error:
+            raise ShardError.at(path, f"cannot be read ({error.strerror or error}); check the path") from error
+        except csv.Error as error:
+            raise ShardError.at(path, f"not a CSV list ({error}); look for a quotation mark without its partner") from error
+
+    def _scan(self) -> None:
+        offsets, keys, present = array.array("Q"), array.array("q"), array.array("b")
+        seen: dict[str, bool] = {}  # of the last image alone: captions of one image mostly follow each other
+        with open(self.path, "rb") as file:
+            lines = _Lines(file)
+            rows = csv.reader(lines)
+            self._fields = self._columns(next(rows, []))
+            offsets.append(lines.position)
+            for fields in rows:
+                offsets.append(lines.position)
+                name, key = self._key(fields, len(offsets))
+                keys.append(key)
+                if name and name not in seen:
+                    seen = {name: os.path.isfile(os.path.join(self.images, name))}
+                present.append(_BLANK if not fields else _MISSING if name and not seen[name] else _THERE)
+        self._offsets = np.frombuffer(offsets, dtype=np.uint64)
+        self._group(np.frombuffer(keys, dtype=np.int64), np.frombuffer(present, dtype=np.int8))
+
+    def _columns(self, header: list[str]) -> dict[str, int]:
+        names = [name.strip().removeprefix("\ufeff") for name in header]
+        missing = [name for name in NEEDED if name not in names]
+        if missing:
+            there = ", ".join(names) if names else "nothing"
+            raise ShardError.at(self.path, f"the first line names {there}; it must name image and caption", column=missing[0])
+        return {name: names.index(name) for name in (*NEEDED, "image_id", "caption_id") if name in names}
+
+    def _key(self, fields: list[str], number: int) -> tuple[str, int]:
+        """(image name, number that rows of one image share); a row that cannot be read is alone, and reading it says why."""
+        if len(fields) <= max(self._fields.values()):
+            return "", hash((number, "row"))
+        name = fields[self._fields["image"]].strip()
+        if "image_id" not in self._fields:
+            return name, hash(name)  # 64 bits: two of 12 million names agree with a chance of 4 in a million
+        try:
+            image_id = int(fields[self._fields["image_id"]])
+        except ValueError:
+            return name, hash((number, "row"))
+        return name, max(image_id, _ABSENT) if image_id < 2**62 else hash(image_id)
+
+    def _group(self, keys: np.ndarray, present: np.ndarray) -> None:
+        listed = keys != _ABSENT if "image_id" in self._fields else np.ones(len(keys), dtype=bool)
+        self._groups = RowGroups(keys, listed & (present == _THERE))
+        missing = listed & (present == _MISSING)
+        self.missing = len(np.unique(keys[missing]))
+        if not len(self._groups):
+            raise ShardError.at(self.path, f"none of its images is below {self.images}; write the list as LIST.csv:IMAGE_FOLDER")
+        if self.missing:
+            first = int(np.flatnonzero(missing)[0])
+            name = os.path.join(self.images, self._fields_of(first)[self._fields["image"]])
+            total = self.missing + len(self._groups)
+            logger.warning("%s: %d of %d images are not there and left out, the first is %s", self.path, self.missing, total, name)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_file": None, "_pid": -1}
+
+    def _fields_of(self, row: int) -> list[str]:
+        if self._file is None or self._pid != os.getpid():
+            self._file, self._pid = open(self.path, "rb"), os.getpid()
+        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
+        text = os.pread(self._file.fileno(), end - start, start).decode("utf-8", "surrogateescape")
+        fields = next(csv.reader(io.StringIO(text, newline="")), [])
+        if len(fields) <= max(self._fields.values()):
+            needed = max(self._fields.values()) + 1
+            raise ShardError.at(self.path, f"the row has {len(fields)} fields, at least {needed} are needed; correct it", row)
+        return fields
+
+    def __getitem__(self, i: int) -> dict:
+        """Entry `i`; of several rows the image is that of the last. Raises ShardError for a row or file that cannot be read."""
+        rows = self._groups[self.checked_index(i)].tolist()
+        found = [self._fields_of(row) for row in rows]
+        texts = [self._text(fields[self._fields["caption"]], row) for fields, row in zip(found, rows)]
+        caption_ids = [self._number(fields, "caption_id", row) for fields, row in zip(found, rows)] if "caption_id" in self._fields else ()
+        captions, caption_ids = usable_captions(texts, caption_ids, self.path, rows[0], "caption")
+        name = found[-1][self._fields["image"]].strip()
+        image_id = self._number(found[-1], "image_id", rows[-1]) if "image_id" in self._fields else name
+        path = Path(self.images) / name
+        try:
+            image = path.read_bytes()
+        except OSError as error:
+            raise ShardError.at(path, f"cannot be read ({error.strerror or error}); copy the file, or remove its row", rows[-1]) from error
+        return {"image": image, "captions": captions, "image_id": image_id, "caption_ids": caption_ids}
+
+    def _text(self, text: str, row: int) -> str:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ShardError.at(self.path, "not UTF-8; write the list in UTF-8", row, "caption") from error
+        return text
+
+    def _number(self, fields: list[str], column: str, row: int) -> int:
+        try:
+            return int(fields[self._fields[column]])
+        except ValueError as error:
+            raise ShardError.at(self.path, f"{fields[self._fields[column]]!r} is not a number; correct the row", row, column) from error
+
+    def location(self, i: int, column: str = "") -> str:
+        return place(self.path, int(self._groups[self.checked_index(i)][-1]), column)
+
+
+class _Lines:
+    """The lines of a file as text, and how many bytes of it were handed out."""
+
+    def __init__(self, file):
+        self._file, self.position = file, 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline()
+        if not line:
+            raise StopIteration
+        self.position += len(line)
+        return line.decode("utf-8", "surrogateescape")
