@@ -1,0 +1,208 @@
+"""Dense CRF: mean-field inference with Gaussian edges between all pairs of pixels (Kraehenbuehl & Koltun 2011), in plain torch.
+
+It computes what the usual compiled implementation (pydensecrf) does with a diagonal kernel, symmetric normalisation and
+Potts compatibility, on the CPU or a GPU and for all masks of an image together:
+
+    Q_0 = softmax(-U),    Q_t = softmax(-U + sum_k w_k D_k^-1/2 K_k D_k^-1/2 Q_(t-1)),    D_k = K_k 1
+
+with a spatial kernel on (x, y) and a bilateral one on (x, y, r, g, b), both on the permutohedral lattice, pixels with
+themselves included.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ofaseg.evaluation.permutohedral import Lattice
+
+PROBABILITY_FLOOR = 1e-8
+"""Added to probabilities before the logarithm."""
+
+
+@dataclass(frozen=True)
+class DenseCRFParams:
+    """Parameters under the names pydensecrf gives them; the defaults are SimSeg's.
+
+    Attributes:
+        gaussian_sxy: standard deviation of the spatial kernel, in pixels.
+        gaussian_compat: its weight w; 0 leaves the kernel out.
+        bilateral_sxy: standard deviation of the bilateral kernel in space, in pixels.
+        bilateral_srgb: and in colour, in units of the 8-bit channels.
+        bilateral_compat: its weight; 0 leaves the kernel out.
+        iterations: mean-field updates; 0 returns the input's distribution.
+    """
+
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 3.0
+    bilateral_sxy: float = 40.0
+    bilateral_srgb: float = 13.0
+    bilateral_compat: float = 10.0
+    iterations: int = 3
+
+    def __post_init__(self):
+        if min(self.gaussian_sxy, self.bilateral_sxy, self.bilateral_srgb) <= 0 or self.iterations < 0:
+            raise ValueError(f"{self}: standard deviations must be above 0, iterations at least 0")
+
+
+class PairwiseKernels:
+    """Both normalised kernels of one image; built once, it serves every call for this image and these parameters.
+
+    Args:
+        image: (H, W, 3) uint8, an array or a tensor.
+        params: None for the defaults.
+        device: where to work; None for the image's device.
+
+    Raises:
+        ValueError: the image is not (H, W, 3) uint8.
+    """
+
+    @torch.no_grad()
+    def __init__(self, image: Tensor | np.ndarray, params: Optional[DenseCRFParams] = None, device=None):
+        image = torch.as_tensor(image, device=device)
+        if image.dim() != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
+            raise ValueError(f"image {tuple(image.shape)} {image.dtype}: the dense CRF needs (H, W, 3) uint8")
+        self.params = params = params or DenseCRFParams()
+        self.size = height, width = tuple(image.shape[:2])
+        self._weighted = []
+        if params.gaussian_compat:
+            self._weighted.append((_spatial_lattice(height, width, params.gaussian_sxy, image.device), params.gaussian_compat))
+        if params.bilateral_compat:
+            features = _positions(height, width, params.bilateral_sxy, image.device)
+            colours = image.flatten(0, 1).T.float() / params.bilateral_srgb
+            self._weighted.append((_normalised(torch.cat([features, colours])), params.bilateral_compat))
+
+    def message(self, values: Tensor) -> Tensor:
+        """sum_k w_k D_k^-1/2 K_k D_k^-1/2 applied to each of (C, H*W) channels."""
+        total = torch.zeros_like(values)
+        for lattice, weight in self._weighted:
+            total.add_(lattice.filter(values), alpha=weight)
+        return total
+
+
+def _positions(height: int, width: int, deviation: float, device) -> Tensor:
+    """(2, H*W) x and y of every pixel, in standard deviations."""
+    rows, columns = (torch.arange(n, dtype=torch.float32, device=device) / deviation for n in (height, width))
+    return torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)]).flatten(1)
+
+
+def _normalised(features: Tensor) -> Lattice:
+    lattice = Lattice(features)
+    lattice.scale_symmetrically((lattice.filter(torch.ones_like(features[:1]))[0] + 1e-20).rsqrt())
+    return lattice
+
+
+@lru_cache(maxsize=4)
+def _spatial_lattice(height: int, width: int, deviation: float, device: torch.device) -> Lattice:
+    """The normalised spatial kernel knows the size of an image alone; evaluation at one size builds it once."""
+    return _normalised(_positions(height, width, deviation, device))
+
+
+@torch.no_grad()
+def dense_crf(
+    image: Tensor | np.ndarray, probs: Tensor, params: Optional[DenseCRFParams] = None, kernels: Optional[PairwiseKernels] = None
+) -> Tensor:
+    """Marginals of K labels per pixel after mean-field inference; for two labels `binary_crf` takes half the time.
+
+    Args:
+        image: (H, W, 3) uint8.
+        probs: (K, H, W), or (M, K, H, W) for M label fields of the one image; non-negative, the unary is -log(probs + 1e-8).
+        params: None for the defaults.
+        kernels: those of this image and these params, to share them between calls.
+
+    Returns:
+        Float32 probabilities in the shape of `probs`; over K they sum to 1.
+
+    Raises:
+        ValueError: image and probabilities differ in size, or kernels belong to another size or other params.
+    """
+    if probs.dim() not in (3, 4):
+        raise ValueError(f"probs {tuple(probs.shape)}: need (K, H, W) or (M, K, H, W)")
+    kernels = _kernels_for(image, probs, params, kernels)
+    log_probs = (probs.float() + PROBABILITY_FLOOR).log().flatten(-2)  # (..., K, N)
+    marginals = log_probs.softmax(-2)
+    for _ in range(kernels.params.iterations):
+        message = kernels.message(marginals.reshape(-1, marginals.shape[-1])).view_as(log_probs)
+        marginals = message.add_(log_probs).softmax(-2)
+    return marginals.view(probs.shape)
+
+
+@torch.no_grad()
+def binary_crf(
+    image: Tensor | np.ndarray,
+    foreground_probs: Tensor,
+    params: Optional[DenseCRFParams] = None,
+    kernels: Optional[PairwiseKernels] = None,
+) -> Tensor:
+    """Binary masks from foreground probabilities m: the best of two labels with probabilities [1 - m, m].
+
+    As the two marginals sum to 1, one channel per mask is enough: the log odds follow from the filtered Q_1 - Q_0.
+
+    Args:
+        image: (H, W, 3) uint8.
+        foreground_probs: (M, H, W) in 0..1, M masks of the one image.
+        params: None for the defaults.
+        kernels: those of this image and these params, to share them between calls.
+
+    Returns:
+        (M, H, W) bool; pixels whose labels tie are background.
+
+    Raises:
+        ValueError: as `dense_crf`.
+    """
+    if foreground_probs.dim() != 3:
+        raise ValueError(f"foreground_probs {tuple(foreground_probs.shape)}: need (M, H, W)")
+    return _log_odds(_kernels_for(image, foreground_probs, params, kernels), foreground_probs) > 0
+
+
+def _log_odds(kernels: PairwiseKernels, foreground_probs: Tensor) -> Tensor:
+    """(M, H, W) log(Q_1 / Q_0) after the last iteration."""
+    probs = foreground_probs.float().flatten(1)
+    start = (probs + PROBABILITY_FLOOR).log() - (1 - probs + PROBABILITY_FLOOR).log()
+    odds = start
+    for _ in range(kernels.params.iterations):
+        odds = kernels.message((odds / 2).tanh_()).add_(start)  # tanh(log(Q_1 / Q_0) / 2) = Q_1 - Q_0
+    return odds.view(foreground_probs.shape)
+
+
+def _kernels_for(image, probs: Tensor, params: Optional[DenseCRFParams], kernels: Optional[PairwiseKernels]) -> PairwiseKernels:
+    if kernels is None:
+        kernels = PairwiseKernels(image, params, probs.device)
+    elif params is not None and params != kernels.params:
+        raise ValueError(f"kernels were built for {kernels.params}, not for {params}")
+    if not tuple(image.shape[:2]) == kernels.size == tuple(probs.shape[-2:]):
+        raise ValueError(f"an image of {tuple(image.shape[:2])}, probabilities of {tuple(probs.shape[-2:])}, kernels of {kernels.size}")
+    return kernels
+
+
+def pydensecrf_binary(image: Tensor | np.ndarray, foreground_probs: Tensor, params: Optional[DenseCRFParams] = None) -> Tensor:
+    """`binary_crf` by the compiled package pydensecrf, for parity to the bit; arguments and result as there.
+
+    Raises:
+        ImportError: pydensecrf is not installed.
+    """
+    try:
+        from pydensecrf.densecrf import DenseCRF2D
+    except ImportError as error:
+        raise ImportError(
+            'the refinement "pydensecrf" needs the package pydensecrf (a compiler and Cython build it); "dense_crf" needs neither'
+        ) from error
+    params = params or DenseCRFParams()
+    pixels = np.ascontiguousarray(torch.as_tensor(image).cpu().numpy())
+    masks = []
+    for probs in foreground_probs.float().cpu().numpy():
+        crf = DenseCRF2D(probs.shape[1], probs.shape[0], 2)
+        unary = -np.log(np.stack([1 - probs, probs]) + np.float32(PROBABILITY_FLOOR))
+        crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(2, -1), dtype=np.float32))
+        if params.gaussian_compat:
+            crf.addPairwiseGaussian(sxy=params.gaussian_sxy, compat=params.gaussian_compat)
+        if params.bilateral_compat:
+            crf.addPairwiseBilateral(
+                sxy=params.bilateral_sxy, srgb=params.bilateral_srgb, rgbim=pixels, compat=params.bilateral_compat
+            )  # fmt: skip
+        marginals = np.asarray(crf.inference(params.iterations)).reshape(2, *probs.shape)
+        masks.append(torch.from_numpy(marginals.argmax(0) == 1))
+    return torch.stack(masks).to(foreground_probs.device) if masks else torch.zeros(foreground_probs.shape, dtype=torch.bool)

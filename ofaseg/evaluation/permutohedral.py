@@ -1,0 +1,223 @@
+"""Gaussian filtering of points in a few dimensions on the permutohedral lattice (Adams, Baek & Davis 2010), in plain torch.
+
+Every point lies in one simplex of the lattice. Its value is shared out to the d + 1 corners (splat), the corners are mixed
+along the d + 1 axes with weights 1/2, 1, 1/2 (blur), and the point takes the mean of its corners back (slice). Corners are
+found by 64-bit keys in a table made of scatter and gather alone: nothing is sorted and no loop runs over points.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**21
+"""Values of all channels filtered at once (8 MB in float32): enough to fill a GPU, few enough to stay near a CPU's cache."""
+
+GOLDEN_RATIO = 0x9E3779B97F4A7C15
+"""2**64 / 1.618...: the multiplier of the first round of hashing; later rounds take theirs from a congruential sequence."""
+
+
+class Lattice:
+    """The lattice of one set of points; built once, it filters any number of channels.
+
+    Args:
+        features: (d, N) positions in units of the kernel's standard deviation: the filter approximates
+            ``sum_j exp(-|f_i - f_j|^2 / 2) v_j``, up to a factor that is the same for all points.
+
+    Attributes:
+        num_vertices: M, the corners of all simplices that hold a point.
+        vertex_ids: (d + 1, N) long, the corners of every point.
+        weights: (d + 1, N) float32, its barycentric coordinates, times the factors of `scale_symmetrically`.
+
+    Raises:
+        ValueError: positions too far apart for a key of 64 bits, or not finite.
+    """
+
+    @torch.no_grad()
+    def __init__(self, features: Tensor):
+        if features.dim() != 2 or not features.shape[1]:
+            raise ValueError(f"features {tuple(features.shape)}: need (d, N) with at least one point")
+        elevated = _elevate(features.float())
+        corner, rank = _enclosing_simplex(elevated)
+        self.weights = _barycentric(elevated, corner)
+        keys, self._simplex_of_point = _simplex_corners(corner, rank)  # (d + 1, S), (N,)
+        self._find_vertices(keys)
+
+    def _find_vertices(self, simplex_corner_keys: Tensor) -> None:
+        """Numbers the corners and finds the two neighbours of each along every axis; number M stands for "none"."""
+        corners = len(simplex_corner_keys)
+        table = KeyTable(simplex_corner_keys.flatten())
+        first, number = table.numbered()
+        self.num_vertices = count = len(first)
+        number_of_simplex = number.view(corners, -1)
+        self.vertex_ids = torch.stack([ids.index_select(0, self._simplex_of_point) for ids in number_of_simplex])
+        del self._simplex_of_point
+        keys, strides = table.keys[first], _strides(corners - 1, first.device)
+        steps = corners * strides - strides.sum()
+        number = torch.cat([number, number.new_full((1,), count)])
+        after = number[table.find((keys + steps[:, None]).flatten())].view(corners, count)
+        everyone = torch.arange(count, device=first.device).expand(corners, count)
+        none = after.new_full((corners, 1), count)
+        before = torch.cat([torch.full_like(after, count), none], 1).scatter_(1, after, everyone)
+        before[:, count] = count  # those without a neighbour all wrote here
+        self._neighbours = torch.stack([before, torch.cat([after, none], 1)], 1)  # (d + 1, 2, M + 1)
+
+    @torch.no_grad()
+    def filter(self, values: Tensor) -> Tensor:
+        """(C, N) float32 values -> (C, N) filtered values; every channel by itself."""
+        step = max(1, CHUNK_ELEMENTS // values.shape[1])
+        parts = [self._filter(chunk) for chunk in values.split(step)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _filter(self, values: Tensor) -> Tensor:
+        channels, part = len(values), torch.empty_like(values)
+        cells = values.new_zeros(channels, self.num_vertices + 1)  # the last one stays 0: the neighbour that does not exist
+        for ids, weight in zip(self.vertex_ids, self.weights):
+            cells.scatter_add_(1, ids.expand(channels, -1), torch.mul(values, weight, out=part))
+        side = torch.empty_like(cells)
+        for before, after in self._neighbours:
+            other = torch.gather(cells, 1, after.expand(channels, -1))
+            torch.gather(cells, 1, before.expand(channels, -1), out=side).add_(other)
+            cells.add_(side, alpha=0.5)
+        cells /= 1 + 2.0 ** (1 - len(self.weights))
+        result = torch.zeros_like(values)
+        for ids, weight in zip(self.vertex_ids, self.weights):
+            result.addcmul_(torch.gather(cells, 1, ids.expand(channels, -1), out=part), weight)
+        return result
+
+    @torch.no_grad()
+    def scale_symmetrically(self, factors: Tensor) -> None:
+        """From now on the filter is ``diag(factors) K diag(factors)``, at no cost; factors (N,)."""
+        self.weights = self.weights * factors
+
+
+def _elevate(features: Tensor) -> Tensor:
+    """(d, N) positions -> (d + 1, N) on the plane whose coordinates sum to 0, scaled so that the blur has unit deviation.
+
+    Page 5 of the paper. The order of the sums is that of the original code, so that points fall into the same simplices.
+    """
+    d = len(features)
+    deviation = math.sqrt(2 / 3) * (d + 1)
+    elevated = features.new_empty(d + 1, features.shape[1])
+    total = torch.zeros_like(features[0])
+    for j in range(d, 0, -1):
+        scaled = features[j - 1] * (deviation / math.sqrt(j * (j + 1)))
+        torch.sub(total, scaled, alpha=j, out=elevated[j])
+        total += scaled
+    elevated[0] = total
+    return elevated
+
+
+def _enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor]:
+    """The simplex of every point: its corner of colour 0, (d + 1, N) multiples of d + 1 in float32, and the ranks, (d + 1, N) int8.
+
+    The rank of a coordinate counts those that are farther above the corner; it tells in which order the other corners follow.
+    """
+    corners = len(elevated)
+    corner = (elevated * (1 / corners)).round_()
+    off_plane = corner.sum(0).to(torch.int8)
+    corner *= corners
+    above = elevated - corner
+    rank = torch.arange(corners, dtype=torch.int8, device=elevated.device)[:, None].repeat(1, elevated.shape[1])
+    for i in range(corners):
+        for j in range(i + 1, corners):
+            lower = (above[i] < above[j]).view(torch.int8)
+            rank[i] += lower
+            rank[j] -= lower
+    rank += off_plane
+    turn = (rank < 0).view(torch.int8) - (rank >= corners).view(torch.int8)
+    rank += turn * corners
+    corner += turn * float(corners)
+    return corner, rank
+
+
+def _barycentric(elevated: Tensor, corner: Tensor) -> Tensor:
+    """(d + 1, N) weights of the corners of colour 0..d; they sum to 1 for every point (page 10 of the paper)."""
+    corners = len(elevated)
+    above = list(((elevated - corner) * (1 / corners)).unbind(0))
+    for turn in range(corners):  # odd-even transposition: sorts a few long rows far faster than a sort along the short axis
+        for i in range(turn % 2, corners - 1, 2):
+            above[i], above[i + 1] = torch.minimum(above[i], above[i + 1]), torch.maximum(above[i], above[i + 1])
+    gaps = [high - low for low, high in zip(above, above[1:])]
+    return torch.stack([1 + above[0] - above[-1], *gaps])
+
+
+def _strides(d: int, device) -> Tensor:
+    """(d + 1,) what one step along each coordinate adds to a key; the last coordinate follows from the others."""
+    return torch.tensor([2 ** (63 // d * i) for i in range(d)] + [0], device=device)
+
+
+def _simplex_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys (d + 1, S) of the corners of all S simplices that hold a point, and the simplex of every point, (N,).
+
+    ``corner - rank`` is a simplex's own address: corners are multiples of d + 1 and ranks are 0..d, so both can be read from it.
+    """
+    d, points = len(corner) - 1, corner.shape[1]
+    strides = _strides(d, corner.device)
+    address = corner[:d] - rank[:d]
+    limit = 2 ** (63 // d - 1) - 2 * (d + 1)
+    if not bool(address.abs().max() < limit):
+        raise ValueError(
+            f"points lie up to {float(address.abs().max()):.3g} lattice cells from the origin, at most {limit} are possible: "
+            "use finite features and larger standard deviations"
+        )
+    key = torch.zeros(points, dtype=torch.long, device=corner.device)
+    for part, bits in zip(address, range(0, 64, 63 // d)):
+        key += part.long() << bits
+    first, simplex = KeyTable(key).numbered()
+    rank = rank[:, first].long()
+    jump = torch.zeros_like(rank).scatter_(0, rank, strides[:, None].expand_as(rank))  # row r: the coordinate of rank r
+    keys = [key[first] + (rank * strides[:, None]).sum(0)]
+    for colour in range(1, d + 1):
+        keys.append(keys[-1] + strides.sum() - (d + 1) * jump[d + 1 - colour])
+    return torch.stack(keys), simplex
+
+
+class KeyTable:
+    """Which of (n,) long keys are equal, and which of them equals a query: a hash table in rounds.
+
+    In a round every key that is still without an owner writes its index to the slot of its hash; one of those that meet there
+    stays and owns all keys equal to it. The others go on to the next round, with another hash. Equal keys stay together.
+    """
+
+    def __init__(self, keys: Tensor):
+        self.keys = keys
+        self.owner = torch.empty_like(keys)
+        self._rounds = []
+        pending, multiplier = torch.arange(len(keys), device=keys.device), GOLDEN_RATIO
+        wanted = keys
+        while len(pending):
+            bits = max(4, math.ceil(math.log2(len(pending))))
+            slot = _slots(wanted, multiplier, bits)
+            table = keys.new_full((2**bits,), -1).scatter_(0, slot, pending)
+            owner = table.index_select(0, slot)
+            lost = torch.nonzero(keys.index_select(0, owner) != wanted).flatten()
+            self._rounds.append((table, multiplier, bits))
+            self.owner = owner if len(self._rounds) == 1 else self.owner.scatter_(0, pending, owner)
+            pending, wanted = pending[lost], wanted[lost]
+            multiplier = (multiplier * 6364136223846793005 + 1442695040888963407) % 2**64 | 1
+
+    def numbered(self) -> tuple[Tensor, Tensor]:
+        """Index of one key of every kind, (m,) ascending, and the number 0..m-1 of every key's kind, (n,)."""
+        is_owner = self.owner == torch.arange(len(self.keys), device=self.keys.device)
+        number = is_owner.cumsum(0) - 1
+        return torch.nonzero(is_owner).flatten(), number.index_select(0, self.owner)
+
+    def find(self, queries: Tensor) -> Tensor:
+        """For (q,) queries the index of the key that owns its equals, or n where no key is equal."""
+        found = torch.full_like(queries, len(self.keys))
+        pending = torch.arange(len(queries), device=queries.device)
+        for table, multiplier, bits in self._rounds:
+            wanted = queries.index_select(0, pending)
+            owner = table.index_select(0, _slots(wanted, multiplier, bits))
+            hit = self.keys.index_select(0, owner.clamp(min=0)) == wanted
+            hit &= owner >= 0
+            found[pending[hit]] = owner[hit]
+            pending = pending[(owner >= 0) & ~hit]  # an empty slot: this key never came by
+        return found
+
+
+def _slots(keys: Tensor, multiplier: int, bits: int) -> Tensor:
+    """Multiplicative hash of (n,) long keys to 0 .. 2**bits - 1."""
+    signed = multiplier - 2**64 if multiplier >= 2**63 else multiplier
+    return (keys * signed).bitwise_right_shift_(64 - bits).bitwise_and_(2**bits - 1)
