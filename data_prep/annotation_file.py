@@ -1,0 +1,137 @@
+"""JSON files of annotations in COCO's form: photos, and the records drawn on each of them."""
+
+import json
+from pathlib import Path
+from typing import Iterator, NamedTuple, Sequence
+
+import numpy as np
+
+from data_prep.json_records import Record, scan_lists
+from data_prep.paired import photo_bytes
+from data_prep.source import Source, SourceError
+from ofaseg.data.codec import MAX_PIXELS
+from ofaseg.vocabulary import ClassVocabulary
+
+_LARGEST_ID = 2**62
+
+
+class AnnotatedPhoto(NamedTuple):
+    """A record of `images`; `phase` is its split in PASCAL in Detail, "" elsewhere."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+    phase: str
+
+
+class AnnotationFile:
+    """The photos of a JSON file and, read when asked for, the annotations of each; small and picklable.
+
+    Args:
+        path: a JSON object with the lists `images`, `categories`, and one of annotations with `image_id` and `category_id`.
+        annotations: the name of that list.
+        image_key: the key of a photo's id in `images`.
+
+    Attributes:
+        photos: the records of `images` in file order.
+        categories: the records of `categories` as they stand.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        SourceError: it cannot be read, a list is missing, or a photo's record lacks a key.
+    """
+
+    def __init__(self, path, annotations: str = "annotations", image_key: str = "id"):
+        self.path = Path(path)
+        keep = {"images": _itself, annotations: _image_id, "categories": _itself}
+        lists = scan_lists(path, keep)
+        self.photos = [_photo(record.kept, image_key, f"{path}, images[{number}]") for number, record in enumerate(lists["images"])]
+        self.categories = [record.kept for record in lists["categories"]]
+        self._index(lists[annotations])
+
+    def _index(self, records: list[Record]) -> None:
+        of_photo = np.array([record.kept for record in records], dtype=np.int64)
+        self._order = np.argsort(of_photo, kind="stable")  # file order within a photo
+        self._of_photo = of_photo[self._order]
+        self._spans = np.array([(record.start, record.end) for record in records], dtype=np.int64).reshape(-1, 2)[self._order]
+
+    def annotations(self, photo: AnnotatedPhoto) -> Iterator[tuple[str, dict]]:
+        """(where it stands, record) of each annotation of a photo, in file order.
+
+        Raises:
+            SourceError: an annotation without `category_id`, or the file changed since it was opened.
+        """
+        first, last = (int(np.searchsorted(self._of_photo, photo.id, side)) for side in ("left", "right"))
+        with open(self.path, "rb") as file:
+            for number in range(first, last):
+                start, end = self._spans[number].tolist()
+                where = f"{self.path}, annotation {self._order[number]} (of {photo.file_name})"
+                file.seek(start)
+                try:
+                    record = json.loads(file.read(end - start))
+                except ValueError as error:
+                    raise SourceError(f"{where}: the file changed while it was read; call again") from error
+                if not isinstance(record.get("category_id"), int):
+                    raise SourceError(f"{where}: category_id is {record.get('category_id')!r}, not a number; correct the record")
+                yield where, record
+
+
+def _itself(record):
+    return record
+
+
+def _image_id(record) -> int:
+    """The photo of an annotation, -1 for none: such a record belongs to no sample."""
+    value = record.get("image_id") if isinstance(record, dict) else None
+    return value if isinstance(value, int) and 0 <= value < _LARGEST_ID else -1
+
+
+def _photo(record, image_key: str, where: str) -> AnnotatedPhoto:
+    if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
+        raise SourceError(f"{where}: no file_name; correct the record")
+    for key, least in ((image_key, 0), ("height", 1), ("width", 1)):
+        value = record.get(key)
+        if not isinstance(value, int) or not least <= value < _LARGEST_ID:
+            raise SourceError(f"{where}: {key} of {record['file_name']} is {value!r}, not a number from {least} on; correct the record")
+    if record["height"] * record["width"] > MAX_PIXELS:
+        raise SourceError(f"{where}: {record['file_name']} of {record['width']}x{record['height']} pixels is too large; correct the record")
+    name = Path(record["file_name"]).name  # some copies write the folder too
+    return AnnotatedPhoto(record[image_key], name, record["height"], record["width"], str(record.get("phase", "")))
+
+
+class AnnotationSource(Source):
+    """Photos whose label maps are drawn from a file of annotations; a subclass says how by `draw`.
+
+    Args:
+        photos: those of `annotations.photos` that are the samples.
+        folder: where the photos lie.
+
+    Raises:
+        SourceError: there is no photo.
+    """
+
+    def __init__(self, vocabulary: ClassVocabulary, annotations: AnnotationFile, photos: Sequence[AnnotatedPhoto], folder: Path):
+        if not photos:
+            raise SourceError(f"{annotations.path}: no photo of this split in the list 'images'; is this the file of another split?")
+        self.vocabulary, self.annotations, self.photos, self.folder = vocabulary, annotations, list(photos), folder
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, i: int) -> dict:
+        """Raises FileNotFoundError for a missing photo, SourceError for annotations that cannot be drawn."""
+        path = self.folder / self.photos[i].file_name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: photo not found, but {self.annotations.path} lists it; copy it there")
+        return {"id": path.stem, "image": photo_bytes(path), "label_map": self.draw(self.photos[i])}
+
+    def draw(self, photo: AnnotatedPhoto) -> np.ndarray:
+        """(height, width) int32 class ids with `IGNORE_INDEX`."""
+        raise NotImplementedError
+
+    def name(self, i: int) -> str:
+        return str(self.folder / self.photos[i].file_name)
+
+    def files(self, i: int) -> tuple[str, ...]:
+        return self.name(i), str(self.annotations.path)
