@@ -36,10 +36,13 @@ DATASETS = {
     "ade20k": "data_prep.ade20k",
     "camvid": "data_prep.camvid",
     "cityscapes": "data_prep.cityscapes",
+    "coco_object": "data_prep.coco_object",
     "coco_stuff": "data_prep.coco_stuff",
     "coco_unseen": "data_prep.coco_unseen",
     "folder": "data_prep.folder",
     "hf": "data_prep.hf",
+    "pascal_context": "data_prep.pascal_context",
+    "pascal_voc": "data_prep.pascal_voc",
     "shapes": "data_prep.shapes",
     "shards": "data_prep.shards",
 }

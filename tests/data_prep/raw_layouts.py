@@ -42,6 +42,29 @@ def raw_coco_stuff(root):
     return ["--root", str(root)]
 
 
+def write_lines(path, lines) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def raw_pascal_voc(root):
+    folder, stems = root / "VOCdevkit" / "VOC2012", ("2007_000032", "2007_000039")
+    for k, stem in enumerate(stems):
+        write_pair(folder / "JPEGImages" / f"{stem}.jpg", folder / "SegmentationClass" / f"{stem}.png", row_of([0, 1, 20, 255, 5 + k]), k)
+    write_photo(folder / "JPEGImages" / "2007_000027.jpg", 4, 5)  # most photos of the release have no label map
+    write_lines(folder / "ImageSets" / "Segmentation" / "train.txt", stems)
+    return ["--root", str(root)]
+
+
+def raw_pascal_context(root):
+    folder, stems = root / "VOCdevkit" / "VOC2010", ("2008_000002", "2008_000003")
+    for k, stem in enumerate(stems):
+        label_map = folder / "SegmentationClassContext" / f"{stem}.png"
+        write_pair(folder / "JPEGImages" / f"{stem}.jpg", label_map, row_of([0, 1, 59, 33 + k]), k)
+    write_lines(folder / "ImageSets" / "SegmentationContext" / "train.txt", stems)
+    return ["--root", str(root)]
+
+
 def raw_ade20k(root):
     for k in range(2):
         folders = [root / kind / "training" for kind in ("images", "annotations")]
@@ -115,9 +138,12 @@ def raw_shards(root):
 RAW = {
     "ade20k": raw_ade20k,
     "cityscapes": raw_cityscapes,
+    "coco_object": raw_coco_stuff,
     "coco_stuff": raw_coco_stuff,
     "coco_unseen": raw_coco_stuff,
     "folder": raw_folder,
     "hf": raw_hf,
+    "pascal_context": raw_pascal_context,
+    "pascal_voc": raw_pascal_voc,
     "shards": raw_shards,
 }
