@@ -12,7 +12,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["ofaseg*", "user_tasks*", "criterions*", "data_prep*"]),
     package_data={
-        "ofaseg": ["config/*.yaml", "assets/*/*"],
+        "ofaseg": ["config/*.yaml", "assets/*/*", "evaluation/settings/*.json"],
         "data_prep": ["class_names/*.txt"],
     },
     install_requires=[
@@ -34,6 +34,7 @@ setup(
     ],
     extras_require={
         "mm": ["mmcv-lite==2.1.0", "mmengine==0.10.7", "mmsegmentation==1.2.2", "ftfy", "regex"],
+        "coco": ["pycocotools"],
         "demo": ["matplotlib"],
         "log": ["tensorboard", "wandb"],
         "ray": ["ray[data]>=2.50"],

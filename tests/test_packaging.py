@@ -42,6 +42,7 @@ def test_wheel_holds_code_and_data(wheel):
         "ofaseg/assets/shapes/dict.txt",
         "ofaseg/assets/shapes/segofa_nano.safetensors",
         "ofaseg/assets/shapes/segofa_nano.json",
+        "ofaseg/evaluation/settings/simseg.json",
         "data_prep/class_names/ade150.txt",
         "user_tasks/seq2seq_segmentation.py",
         "criterions/seg_token_cross_entropy.py",
