@@ -23,6 +23,8 @@ def _register() -> None:
     import ofaseg.models.ifseg  # noqa: F401
     import ofaseg.models.simseg  # noqa: F401
     import ofaseg.optim  # noqa: F401
+    import user_tasks.dense_segmentation  # noqa: F401
+    import user_tasks.image_text_pretraining  # noqa: F401
     import user_tasks.seq2seq_segmentation  # noqa: F401
     import user_tasks.vision_language_pretraining  # noqa: F401
 

@@ -7,7 +7,7 @@ from fairseq.tasks import register_task
 
 from ofaseg.data import image_text_transforms
 from ofaseg.evaluation import postprocess
-from ofaseg.evaluation.zero_shot_settings import SETTINGS, load_settings
+from ofaseg.evaluation.zero_shot_settings import load_settings
 from ofaseg.prompts import load_templates
 from ofaseg.vocabulary import ClassVocabulary
 from ofaseg.wordpiece import WordPieceTokenizer, find_vocab
@@ -26,7 +26,7 @@ class DenseSegmentationConfig(SegmentationTaskConfig):
     zero_shot: str = field(
         default="auto",
         metadata={
-            "help": f"how classes are chosen: {', '.join(SETTINGS)}, dense (best class per pixel, no background), "
+            "help": "how classes are chosen: pascal_voc, pascal_context, coco_object, dense (best class per pixel, no background), "
             "or auto: pascal_voc when class 0 is 'background', else dense"
         },
     )
