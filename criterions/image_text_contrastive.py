@@ -1,6 +1,7 @@
 """Contrastive loss of image-text pairs over the pairs of all processes."""
 
 from dataclasses import dataclass, field
+
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics

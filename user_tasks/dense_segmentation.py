@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
 from fairseq.tasks import register_task
 
 from ofaseg.data import image_text_transforms
@@ -20,7 +19,7 @@ BACKGROUND_NAME = "background"
 class DenseSegmentationConfig(SegmentationTaskConfig):
     patch_image_size: int = field(default=288, metadata={"help": "side of the square that photos are resized to, pixels (paper: 288)"})
     label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
-    bert_vocab: str = field(default="", metadata={"help": "vocab.txt of the text tower, or a folder with it (default: beside the checkpoint)"})
+    bert_vocab: str = field(default="", metadata={"help": "vocab.txt of the text tower, or its folder (default: beside the checkpoint)"})
     text_length: int = field(default=25, metadata={"help": "longest prompt in tokens, with CLS and SEP (paper: 25)"})
     templates: str = field(default="imagenet80", metadata={"help": "sentences around class names: imagenet80, photo, name, or a text file"})
     zero_shot: str = field(

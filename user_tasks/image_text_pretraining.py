@@ -41,7 +41,7 @@ class ImageTextPretrainingConfig(FairseqDataclass):
     )
     sub_batch_size: int = field(
         default=0,
-        metadata={"help": "pairs per pass of decoupled gradient accumulation: the loss sees --batch-size pairs, memory only these (0: off)"},
+        metadata={"help": "decoupled gradient accumulation: pairs that memory holds at once, while the loss sees --batch-size (0: off)"},
     )
     seg_data: str = field(default="", metadata={"help": "labelled shards: every validation also gives the mIoU of zero-shot segmentation"})
     seg_split: str = field(default="val", metadata={"help": "which split of --seg-data"})

@@ -2,9 +2,11 @@
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
+from ofaseg.checkpoints import simseg
 from ofaseg.checkpoints.ifseg import (
     infer_architecture,
     is_official_configuration,
@@ -20,7 +22,8 @@ from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TASK = "seq2seq_segmentation"
+DEFAULT_TASKS = {"segofa": "seq2seq_segmentation", "simseg": "dense_segmentation"}
+"""Registered model -> the task that segments with it."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -49,7 +52,7 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
     model_options, task_options, recorded = _options(state, path)
     overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     model_name, model_config = _merged(_model_dataclass, model_options, overrides)
-    task_name, task_config = _merged(_task_dataclass, task_options, overrides)
+    task_name, task_config = _merged(partial(_task_dataclass, model=model_name), task_options, overrides)
     unknown = [key for key in overrides if key not in model_config and key not in task_config]
     if unknown:
         raise CheckpointError(
@@ -57,6 +60,8 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
         )
     if "bpe_dir" in task_config:
         task_config["bpe_dir"] = _tokenizer_folder(task_config["bpe_dir"], path)
+    if "bert_vocab" in task_config:
+        task_config["bert_vocab"] = _word_pieces(task_config["bert_vocab"], path)
     task_config["rename_classes"] = bool(overrides.get("rename_classes"))  # what the run was allowed does not hold for new names
     task = _build_task(task_name, task_config, class_names, recorded, path, "data" in overrides)
     names_made_rows = not any(model_config.get(key) for key in ("train_class_embedding", "random_class_embeddings", "untie_seg_projection"))
@@ -71,7 +76,10 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
         logger.info("%s: class embeddings are made from the %d class names", path, len(task.vocabulary))
         weights = {key: value for key, value in weights.items() if key not in CLASS_KEYS}
     load_weights(model, weights, str(path))
-    return model.to(device).eval(), task
+    model = model.to(device).eval()
+    if simseg.is_simseg(weights):
+        simseg.keep_class_embeddings(model, task.class_prompts)
+    return model, task
 
 
 def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabulary]]:
@@ -80,12 +88,19 @@ def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabul
     model, task = dict(cfg.get("model") or {}), dict(cfg.get("task") or {})
     recorded = recorded_vocabulary(state, str(path))
     if _known_model(model.get("_name")) and not is_official_configuration(cfg):
+        if task.get("eval_image_size"):  # of contrastive training, whose crops may be smaller than what it is evaluated with
+            task["patch_image_size"] = task["eval_image_size"]
         return model, task, recorded
+    if simseg.is_simseg(state["model"]):
+        from ofaseg.models.simseg import ARCHITECTURES as SIMSEG
+
+        name = simseg.infer_architecture(state["model"], str(path))
+        return {"_name": name, **SIMSEG[name]}, {"_name": DEFAULT_TASKS["simseg"]}, recorded
     from ofaseg.models.ifseg import ARCHITECTURES
 
     name = infer_architecture(state["model"], str(path))
     options, task_options, _ = translate_configuration(cfg)
-    return {"_name": name, **ARCHITECTURES[name], **options}, {"_name": DEFAULT_TASK, **task_options}, recorded
+    return {"_name": name, **ARCHITECTURES[name], **options}, {"_name": DEFAULT_TASKS["segofa"], **task_options}, recorded
 
 
 def _known_model(name: Optional[str]) -> bool:
@@ -101,12 +116,12 @@ def _model_dataclass(name: str):
     return name, MODEL_DATACLASS_REGISTRY[name]
 
 
-def _task_dataclass(name: str):
-    """The task recorded if it segments, else the default one (a pretrained model is used for segmentation)."""
+def _task_dataclass(name: str, model: str):
+    """The task recorded if it segments, else the one for the kind of `model` (a pretrained model is used for segmentation)."""
     from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 
     if not hasattr(TASK_REGISTRY.get(name), "predict_batch"):
-        name = DEFAULT_TASK
+        name = DEFAULT_TASKS[model]
     return name, TASK_DATACLASS_REGISTRY[name]
 
 
@@ -136,6 +151,13 @@ def _tokenizer_folder(recorded: str, path: Path) -> str:
         if any((folder / file).is_file() for file in ("dict.txt", "gpt2_dict.txt")) or any(folder.glob("*.model")):
             return str(folder)
     return recorded or ""
+
+
+def _word_pieces(recorded: str, path: Path) -> str:
+    """vocab.txt of the text tower: as recorded, else beside the checkpoint, else among the assets of the package."""
+    name = Path(recorded or "").name
+    places = [recorded, path.parent / name, path.parent / "vocab.txt", *(ASSETS.glob(f"*/{name}") if name else ())]
+    return str(next((place for place in places if str(place or "") not in ("", "???") and Path(place).exists()), "")) or str(path.parent)
 
 
 def _build_task(name: str, options: dict, class_names: Optional[str], recorded: Optional[ClassVocabulary], path: Path, shards_given: bool):

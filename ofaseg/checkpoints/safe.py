@@ -17,10 +17,14 @@ from pathlib import Path
 
 import torch
 
+from ofaseg.models import simseg_state
 from ofaseg.models.state import CheckpointError
 
 HARMLESS_MODULES = ("omegaconf.", "fairseq.", "numpy.", "typing.", "enum.", "argparse.", "collections.", "__main__.")
 """Classes of these modules may be mentioned by a file; they are read as inert records."""
+
+WEIGHT_ENTRIES = ("model", "state_dict", "model_state_dict")
+"""Where a training program keeps the weights: fairseq, SimSeg, an older SimSeg."""
 
 _UNKNOWN_CLASS = re.compile(r"(?:GLOBAL|Unsupported global:? GLOBAL) ([\w.]+)")
 
@@ -61,7 +65,8 @@ def load_state(path) -> dict:
     content = _load_torch(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint with weights by name; give a model checkpoint")
-    weights = content.get("model", content)
+    entry = next((name for name in WEIGHT_ENTRIES if isinstance(content.get(name), dict)), None)
+    weights = content if entry is None else content[entry]
     if not isinstance(weights, dict) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(
             f"{path}: no weights by name in it (entries: {', '.join(map(str, list(content)[:6]))}); give a model checkpoint"
@@ -74,6 +79,8 @@ def load_state(path) -> dict:
     extra = content.get("extra_state") if weights is not content else None
     averaged = extra.get("ema") if isinstance(extra, dict) else None
     averaged = {key: value for key, value in (averaged or {}).items() if isinstance(value, torch.Tensor)}
+    if simseg_state.is_official(weights):
+        weights = simseg_state.to_ours(weights)
     return {"model": weights, "ema": averaged, "cfg": plain(cfg), "task_state": plain(content.get("task_state")) or {}}
 
 

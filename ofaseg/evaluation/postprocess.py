@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ofaseg.evaluation.candidates import segment_by_candidates
-from ofaseg.evaluation.refine import refine_classes
+from ofaseg.evaluation.class_refinement import refine_classes
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings
 from ofaseg.structures import DenseOutput, SegmentationOutput
 
@@ -35,7 +35,7 @@ class PostProcess:
         return_scores: also hand on (K, H, W) probabilities; memory grows with K * H * W.
         candidates: choose classes by their scores in the whole photo and paint their masks; None: the best class per pixel.
         refine: with `candidates` how maps become masks, a name of `ofaseg.evaluation.refine`; else what happens to class
-            probabilities at the model's size: none, or a name of `refine.CLASS_REFINEMENTS`.
+            probabilities at the model's size: none, or a name of `class_refinement.CLASS_REFINEMENTS`.
         threshold: where refinements cut a map in 0..1 (with `candidates`).
     """
 
@@ -97,17 +97,27 @@ def segmentations(
         if output.features is None:
             raise ValueError("feature propagation needs image features, but the model returned none; set resnet_iters to 0")
         scores = feature_propagation(scores, output.features, post.resnet_topk, post.resnet_iters)
-    if post.refine != "none":
-        scores = torch.stack([refine_classes(post.refine, image, score) for image, score in zip(images, scores)])
     results = []
-    for score, size in zip(scores, native_sizes):
+    for b, (score, size) in enumerate(zip(scores, native_sizes)):
         size = (int(size[0]), int(size[1]))
+        if post.refine != "none":
+            results.append(_refined(score, images[b], size, post))
+            continue
         full = None
         if post.return_scores:
             full = resize_scores(score, size)
             full = full if is_probability else full.softmax(0)
         results.append(SegmentationOutput(label_map=argmax_at_size(score, size), class_scores=full))
     return results
+
+
+def _refined(probs: Tensor, image: Tensor, size: tuple[int, int], post: PostProcess) -> SegmentationOutput:
+    """The segmentation of one photo (H, W, 3) after refining its class probabilities (K, h, w); classes that win nowhere have score 0."""
+    ids, refined = refine_classes(post.refine, image, probs)
+    full = None
+    if post.return_scores:
+        full = probs.new_zeros(len(probs), *size).index_copy_(0, ids, resize_scores(refined, size))
+    return SegmentationOutput(label_map=ids[argmax_at_size(refined, size)], class_scores=full)
 
 
 def _cosines(output: DenseOutput, post: PostProcess, flipped: Optional[DenseOutput]) -> DenseOutput:
