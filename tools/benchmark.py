@@ -1,6 +1,6 @@
-"""Speed and memory of IFSeg, ours against a plain eager reference of the published computation, on this machine.
+"""Speed and memory of IFSeg and SimSeg, ours against plain versions of the published computation, on this machine.
 
-    python tools/benchmark.py [--models nano,tiny,base | --full] [--cases step,supervised,evaluate,data] [--repeats N] [--out FILE.md]
+    python tools/benchmark.py [--models nano,tiny,base | --full] [--cases step,supervised,evaluate,data,simseg] [--repeats N]
 
 Every measurement runs in a fresh process. Times: both paths take turns in one process, after a check that they compute the
 same. Memory: one process per path. Both are repeated with the C library's allocator as it is and with settings that keep
@@ -17,11 +17,12 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import benchmark_data  # noqa: E402
+from tools import benchmark_data, benchmark_simseg  # noqa: E402
 from tools.benchmark_cases import CASES, SETUPS  # noqa: E402
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
@@ -33,6 +34,8 @@ CASE_NAMES = {
     "evaluate": "validation of one photo",
     "predict": "prediction of one photo",
 }
+
+CASE_GROUPS = ("step", "supervised", "evaluate", "data", "simseg")
 
 INTRODUCTION = """# Benchmarks
 
@@ -141,13 +144,15 @@ def conditions(results: list[dict]) -> list[str]:
     ]
 
 
-def section(title: str, machine: str, command: str, results: list[dict], data: dict) -> str:
+def section(title: str, machine: str, command: str, results: list[dict], data: dict, simseg: Sequence[dict] = ()) -> str:
     """The Markdown section of one run."""
     lines = [f"## {title}", "", f"- date: {datetime.date.today().isoformat()}", f"- machine: {machine}", f"- command: `{command}`"]
     if results:
         lines += [*conditions(results), "", *table(results)]
     if data:
         lines += benchmark_data.tables(data)
+    if simseg:
+        lines += ["", *benchmark_simseg.table(simseg)]
     return "\n".join(lines) + "\n"
 
 
@@ -182,7 +187,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="nano,tiny", help=f"of {', '.join(SETUPS)}; base takes long (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="all models")
-    parser.add_argument("--cases", default="step,supervised,evaluate,data", help="default: all of them")
+    parser.add_argument("--cases", default=",".join(CASE_GROUPS), help="default: all of them")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that are timed at least (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=48, help="rows of the data case (default: %(default)s)")
     parser.add_argument("--allocators", default="default,keep", help="allocator settings on the CPU (default: %(default)s)")
@@ -192,17 +197,17 @@ def parse(argv=None) -> argparse.Namespace:
     if args.repeats < 1 or args.rows < 1:
         raise SystemExit("--repeats and --rows must be at least 1")
     args.models = list(SETUPS) if args.full else comma_list(args.models, tuple(SETUPS), "--models")
-    args.cases = comma_list(args.cases, ("step", "supervised", "evaluate", "data"), "--cases")
+    args.cases = comma_list(args.cases, CASE_GROUPS, "--cases")
     args.allocators = comma_list(args.allocators, tuple(ALLOCATORS), "--allocators")
     return args
 
 
 def run_device(device: str, machine: str, args: argparse.Namespace, command: str) -> None:
     """Measures everything asked for on one device; its section is written anew after every result."""
-    cases = [case for case in args.cases if case != "data"]
+    cases = [case for case in args.cases if case not in ("data", "simseg")]
     cases = [part for case in cases for part in ((case, "predict") if case == "evaluate" else (case,))]
     allocators = args.allocators if device == "cpu" else ["default"]
-    with_data = "data" in args.cases and device == "cpu"
+    with_data, with_simseg = ("data" in args.cases and device == "cpu"), ("simseg" in args.cases and device == "cpu")
     names = ", ".join([*(args.models if cases else []), *(["data"] if with_data else [])])
     title = f"{names} on {'the CPU' if device == 'cpu' else 'a GPU'}"
     results, data = [], {}
@@ -220,7 +225,11 @@ def run_device(device: str, machine: str, args: argparse.Namespace, command: str
         data.update(child("tools.benchmark_data", {"rows": args.rows, "repeats": args.repeats}, {"HF_HUB_OFFLINE": "1"}))
         print("\n".join(benchmark_data.tables(data)), flush=True)
         write()
-    if names:
+    if with_simseg:
+        rows = child("tools.benchmark_simseg", {"repeats": args.repeats}, {})
+        print("\n".join(benchmark_simseg.table(rows)), flush=True)
+        write_section(Path(args.out), f"benchmark {device} simseg", section("SimSeg on the CPU", machine, command, [], {}, rows))
+    if names or with_simseg:
         print(f"written: {args.out}")
 
 
