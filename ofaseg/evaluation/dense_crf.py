@@ -22,6 +22,10 @@ from ofaseg.evaluation.permutohedral import Lattice
 PROBABILITY_FLOOR = 1e-8
 """Added to probabilities before the logarithm."""
 
+INTERLEAVED = 16
+"""Image parts whose pixels take turns in memory. Neighbours share their lattice corners, and a sum waits for the one before it
+(on a GPU: for the other threads of its warp) when both go to the same place."""
+
 
 @dataclass(frozen=True)
 class DenseCRFParams:
@@ -67,26 +71,34 @@ class PairwiseKernels:
             raise ValueError(f"image {tuple(image.shape)} {image.dtype}: the dense CRF needs (H, W, 3) uint8")
         self.params = params = params or DenseCRFParams()
         self.size = height, width = tuple(image.shape[:2])
+        self.order = _interleaved(height * width, image.device)
+        self.place = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(height * width, device=image.device))
         self._weighted = []
         if params.gaussian_compat:
             self._weighted.append((_spatial_lattice(height, width, params.gaussian_sxy, image.device), params.gaussian_compat))
         if params.bilateral_compat:
-            features = _positions(height, width, params.bilateral_sxy, image.device)
-            colours = image.flatten(0, 1).T.float() / params.bilateral_srgb
-            self._weighted.append((_normalised(torch.cat([features, colours])), params.bilateral_compat))
+            positions = _positions(height, width, params.bilateral_sxy, image.device)
+            colours = image.flatten(0, 1).index_select(0, self.order).T / params.bilateral_srgb
+            self._weighted.append((_normalised(torch.cat([positions, colours])), params.bilateral_compat))
 
     def message(self, values: Tensor) -> Tensor:
-        """sum_k w_k D_k^-1/2 K_k D_k^-1/2 applied to each of (C, H*W) channels."""
+        """sum_k w_k D_k^-1/2 K_k D_k^-1/2 applied to each of (C, H*W) channels of pixels in `order`."""
         total = torch.zeros_like(values)
         for lattice, weight in self._weighted:
             total.add_(lattice.filter(values), alpha=weight)
         return total
 
 
+def _interleaved(pixels: int, device) -> Tensor:
+    """Pixel numbers in the order in which they are kept: one of every part, the next of every part, ..."""
+    order = torch.arange(-(-pixels // INTERLEAVED) * INTERLEAVED, device=device).view(INTERLEAVED, -1).T.flatten()
+    return order[order < pixels]
+
+
 def _positions(height: int, width: int, deviation: float, device) -> Tensor:
-    """(2, H*W) x and y of every pixel, in standard deviations."""
-    rows, columns = (torch.arange(n, dtype=torch.float32, device=device) / deviation for n in (height, width))
-    return torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)]).flatten(1)
+    """(2, H*W) x and y of every pixel in order, in standard deviations."""
+    order = _interleaved(height * width, device)
+    return torch.stack([order % width, order // width]) / deviation
 
 
 def _normalised(features: Tensor) -> Lattice:
@@ -122,12 +134,12 @@ def dense_crf(
     if probs.dim() not in (3, 4):
         raise ValueError(f"probs {tuple(probs.shape)}: need (K, H, W) or (M, K, H, W)")
     kernels = _kernels_for(image, probs, params, kernels)
-    log_probs = (probs.float() + PROBABILITY_FLOOR).log().flatten(-2)  # (..., K, N)
+    log_probs = (probs.float().flatten(-2)[..., kernels.order] + PROBABILITY_FLOOR).log()  # (..., K, N)
     marginals = log_probs.softmax(-2)
     for _ in range(kernels.params.iterations):
         message = kernels.message(marginals.reshape(-1, marginals.shape[-1])).view_as(log_probs)
         marginals = message.add_(log_probs).softmax(-2)
-    return marginals.view(probs.shape)
+    return marginals[..., kernels.place].view(probs.shape)
 
 
 @torch.no_grad()
@@ -160,12 +172,12 @@ def binary_crf(
 
 def _log_odds(kernels: PairwiseKernels, foreground_probs: Tensor) -> Tensor:
     """(M, H, W) log(Q_1 / Q_0) after the last iteration."""
-    probs = foreground_probs.float().flatten(1)
+    probs = foreground_probs.float().flatten(1)[:, kernels.order]
     start = (probs + PROBABILITY_FLOOR).log() - (1 - probs + PROBABILITY_FLOOR).log()
     odds = start
     for _ in range(kernels.params.iterations):
-        odds = kernels.message((odds / 2).tanh_()).add_(start)  # tanh(log(Q_1 / Q_0) / 2) = Q_1 - Q_0
-    return odds.view(foreground_probs.shape)
+        odds = kernels.message(odds.sigmoid().mul_(2).sub_(1)).add_(start)  # 2 Q_1 - 1 = Q_1 - Q_0
+    return odds[:, kernels.place].view(foreground_probs.shape)
 
 
 def _kernels_for(image, probs: Tensor, params: Optional[DenseCRFParams], kernels: Optional[PairwiseKernels]) -> PairwiseKernels:

@@ -40,27 +40,24 @@ class Lattice:
         elevated = _elevate(features.float())
         corner, rank = _enclosing_simplex(elevated)
         self.weights = _barycentric(elevated, corner)
-        keys, self._simplex_of_point = _simplex_corners(corner, rank)  # (d + 1, S), (N,)
-        self._find_vertices(keys)
+        self._find_vertices(*_simplex_corners(corner, rank))
 
-    def _find_vertices(self, simplex_corner_keys: Tensor) -> None:
+    def _find_vertices(self, simplex_corner_keys: Tensor, simplex_of_point: Tensor) -> None:
         """Numbers the corners and finds the two neighbours of each along every axis; number M stands for "none"."""
-        corners = len(simplex_corner_keys)
+        corners, device = len(simplex_corner_keys), simplex_corner_keys.device
         table = KeyTable(simplex_corner_keys.flatten())
         first, number = table.numbered()
         self.num_vertices = count = len(first)
-        number_of_simplex = number.view(corners, -1)
-        self.vertex_ids = torch.stack([ids.index_select(0, self._simplex_of_point) for ids in number_of_simplex])
-        del self._simplex_of_point
-        keys, strides = table.keys[first], _strides(corners - 1, first.device)
+        self.vertex_ids = simplex_of_point.new_empty(corners, len(simplex_of_point))
+        for ids, number_of_simplex in zip(self.vertex_ids, number[:-1].view(corners, -1)):
+            torch.index_select(number_of_simplex, 0, simplex_of_point, out=ids)
+        keys, strides = table.keys.index_select(0, first), _strides(corners - 1, device)
         steps = corners * strides - strides.sum()
-        number = torch.cat([number, number.new_full((1,), count)])
-        after = number[table.find((keys + steps[:, None]).flatten())].view(corners, count)
-        everyone = torch.arange(count, device=first.device).expand(corners, count)
-        none = after.new_full((corners, 1), count)
-        before = torch.cat([torch.full_like(after, count), none], 1).scatter_(1, after, everyone)
+        self._neighbours = number.new_full((corners, 2, count + 1), count)
+        before, after = self._neighbours.unbind(1)
+        after[:, :count] = number.index_select(0, table.find((keys + steps[:, None]).flatten())).view(corners, count)
+        before.scatter_(1, after, torch.arange(count + 1, device=device).expand(corners, -1))
         before[:, count] = count  # those without a neighbour all wrote here
-        self._neighbours = torch.stack([before, torch.cat([after, none], 1)], 1)  # (d + 1, 2, M + 1)
 
     @torch.no_grad()
     def filter(self, values: Tensor) -> Tensor:
@@ -109,37 +106,44 @@ def _elevate(features: Tensor) -> Tensor:
 
 
 def _enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor]:
-    """The simplex of every point: its corner of colour 0, (d + 1, N) multiples of d + 1 in float32, and the ranks, (d + 1, N) int8.
+    """The simplex of every point: its corner of colour 0, (d + 1, N) multiples of d + 1, and the ranks, (d + 1, N); float32.
 
     The rank of a coordinate counts those that are farther above the corner; it tells in which order the other corners follow.
     """
     corners = len(elevated)
     corner = (elevated * (1 / corners)).round_()
-    off_plane = corner.sum(0).to(torch.int8)
+    off_plane = corner.sum(0)
     corner *= corners
     above = elevated - corner
-    rank = torch.arange(corners, dtype=torch.int8, device=elevated.device)[:, None].repeat(1, elevated.shape[1])
+    rank = torch.arange(corners, dtype=above.dtype, device=above.device)[:, None].repeat(1, above.shape[1])
+    lower = torch.empty_like(above[0])
     for i in range(corners):
         for j in range(i + 1, corners):
-            lower = (above[i] < above[j]).view(torch.int8)
+            torch.lt(above[i], above[j], out=lower)  # into floats: several times faster than into booleans
             rank[i] += lower
             rank[j] -= lower
     rank += off_plane
-    turn = (rank < 0).view(torch.int8) - (rank >= corners).view(torch.int8)
-    rank += turn * corners
-    corner += turn * float(corners)
-    return corner, rank
+    turn = torch.lt(rank, 0, out=above)
+    turn -= torch.ge(rank, corners, out=torch.empty_like(rank))
+    turn *= corners
+    return corner.add_(turn), rank.add_(turn)
 
 
 def _barycentric(elevated: Tensor, corner: Tensor) -> Tensor:
     """(d + 1, N) weights of the corners of colour 0..d; they sum to 1 for every point (page 10 of the paper)."""
     corners = len(elevated)
-    above = list(((elevated - corner) * (1 / corners)).unbind(0))
+    above = list((elevated - corner).mul_(1 / corners).unbind(0))
+    spare = torch.empty_like(above[0])
     for turn in range(corners):  # odd-even transposition: sorts a few long rows far faster than a sort along the short axis
         for i in range(turn % 2, corners - 1, 2):
-            above[i], above[i + 1] = torch.minimum(above[i], above[i + 1]), torch.maximum(above[i], above[i + 1])
-    gaps = [high - low for low, high in zip(above, above[1:])]
-    return torch.stack([1 + above[0] - above[-1], *gaps])
+            low, high = above[i : i + 2]
+            above[i] = torch.minimum(low, high, out=spare)
+            above[i + 1], spare = torch.maximum(low, high, out=high), low
+    weights = torch.empty_like(elevated)
+    torch.sub(above[0], above[-1], out=weights[0]).add_(1)
+    for low, high, weight in zip(above, above[1:], weights[1:]):
+        torch.sub(high, low, out=weight)
+    return weights
 
 
 def _strides(d: int, device) -> Tensor:
@@ -156,21 +160,22 @@ def _simplex_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     strides = _strides(d, corner.device)
     address = corner[:d] - rank[:d]
     limit = 2 ** (63 // d - 1) - 2 * (d + 1)
-    if not bool(address.abs().max() < limit):
+    farthest = float(torch.stack(address.aminmax()).abs().max())
+    if not farthest < limit:
         raise ValueError(
-            f"points lie up to {float(address.abs().max()):.3g} lattice cells from the origin, at most {limit} are possible: "
+            f"points lie up to {farthest:.3g} lattice cells from the origin, at most {limit} are possible: "
             "use finite features and larger standard deviations"
         )
     key = torch.zeros(points, dtype=torch.long, device=corner.device)
     for part, bits in zip(address, range(0, 64, 63 // d)):
         key += part.long() << bits
     first, simplex = KeyTable(key).numbered()
-    rank = rank[:, first].long()
+    rank = rank.index_select(1, first).long()
     jump = torch.zeros_like(rank).scatter_(0, rank, strides[:, None].expand_as(rank))  # row r: the coordinate of rank r
-    keys = [key[first] + (rank * strides[:, None]).sum(0)]
+    keys = [key.index_select(0, first) + (rank * strides[:, None]).sum(0)]
     for colour in range(1, d + 1):
         keys.append(keys[-1] + strides.sum() - (d + 1) * jump[d + 1 - colour])
-    return torch.stack(keys), simplex
+    return torch.stack(keys), simplex[:-1]
 
 
 class KeyTable:
@@ -198,26 +203,28 @@ class KeyTable:
             multiplier = (multiplier * 6364136223846793005 + 1442695040888963407) % 2**64 | 1
 
     def numbered(self) -> tuple[Tensor, Tensor]:
-        """Index of one key of every kind, (m,) ascending, and the number 0..m-1 of every key's kind, (n,)."""
-        is_owner = self.owner == torch.arange(len(self.keys), device=self.keys.device)
-        number = is_owner.cumsum(0) - 1
-        return torch.nonzero(is_owner).flatten(), number.index_select(0, self.owner)
+        """Index of one key of every kind, (m,) ascending, and the number 0..m-1 of every key's kind; (n + 1,), m at the end."""
+        first = torch.nonzero(self.owner == torch.arange(len(self.keys), device=self.keys.device)).flatten()
+        number_of_owner = torch.empty_like(self.keys).scatter_(0, first, torch.arange(len(first), device=first.device))
+        number = self.owner.new_full((len(self.keys) + 1,), len(first))
+        torch.index_select(number_of_owner, 0, self.owner, out=number[:-1])
+        return first, number
 
     def find(self, queries: Tensor) -> Tensor:
         """For (q,) queries the index of the key that owns its equals, or n where no key is equal."""
-        found = torch.full_like(queries, len(self.keys))
-        pending = torch.arange(len(queries), device=queries.device)
+        found, pending, wanted = None, None, queries
         for table, multiplier, bits in self._rounds:
-            wanted = queries.index_select(0, pending)
             owner = table.index_select(0, _slots(wanted, multiplier, bits))
             hit = self.keys.index_select(0, owner.clamp(min=0)) == wanted
-            hit &= owner >= 0
-            found[pending[hit]] = owner[hit]
-            pending = pending[(owner >= 0) & ~hit]  # an empty slot: this key never came by
+            empty = owner < 0  # this key never came by
+            answer = torch.where(hit & ~empty, owner, len(self.keys))
+            found = answer if pending is None else found.scatter_(0, pending, answer)
+            left = torch.nonzero(~(hit | empty)).flatten()
+            pending, wanted = left if pending is None else pending.index_select(0, left), wanted.index_select(0, left)
         return found
 
 
 def _slots(keys: Tensor, multiplier: int, bits: int) -> Tensor:
     """Multiplicative hash of (n,) long keys to 0 .. 2**bits - 1."""
     signed = multiplier - 2**64 if multiplier >= 2**63 else multiplier
-    return (keys * signed).bitwise_right_shift_(64 - bits).bitwise_and_(2**bits - 1)
+    return ((keys * signed) >> (64 - bits)).bitwise_and_(2**bits - 1)
