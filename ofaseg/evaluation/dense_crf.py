@@ -71,15 +71,15 @@ class PairwiseKernels:
             raise ValueError(f"image {tuple(image.shape)} {image.dtype}: the dense CRF needs (H, W, 3) uint8")
         self.params = params = params or DenseCRFParams()
         self.size = height, width = tuple(image.shape[:2])
-        self.order = _interleaved(height * width, image.device)
-        self.place = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(height * width, device=image.device))
+        self.order, self.place, positions = _pixel_order(height, width, image.device)
         self._weighted = []
         if params.gaussian_compat:
             self._weighted.append((_spatial_lattice(height, width, params.gaussian_sxy, image.device), params.gaussian_compat))
         if params.bilateral_compat:
-            positions = _positions(height, width, params.bilateral_sxy, image.device)
-            colours = image.flatten(0, 1).index_select(0, self.order).T / params.bilateral_srgb
-            self._weighted.append((_normalised(torch.cat([positions, colours])), params.bilateral_compat))
+            features = torch.empty(5, height * width, device=image.device)
+            torch.div(positions, params.bilateral_sxy, out=features[:2])
+            torch.div(image.flatten(0, 1).index_select(0, self.order).T, params.bilateral_srgb, out=features[2:])
+            self._weighted.append((_normalised(features), params.bilateral_compat))
 
     def message(self, values: Tensor) -> Tensor:
         """sum_k w_k D_k^-1/2 K_k D_k^-1/2 applied to each of (C, H*W) channels of pixels in `order`."""
@@ -89,16 +89,17 @@ class PairwiseKernels:
         return total
 
 
-def _interleaved(pixels: int, device) -> Tensor:
-    """Pixel numbers in the order in which they are kept: one of every part, the next of every part, ..."""
+@lru_cache(maxsize=4)
+def _pixel_order(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel numbers in the order in which they are kept (one of every part, the next of every part, ...), where each pixel
+
+    went, and the (2, H*W) x and y of the pixels in this order, in float32.
+    """
+    pixels = height * width
     order = torch.arange(-(-pixels // INTERLEAVED) * INTERLEAVED, device=device).view(INTERLEAVED, -1).T.flatten()
-    return order[order < pixels]
-
-
-def _positions(height: int, width: int, deviation: float, device) -> Tensor:
-    """(2, H*W) x and y of every pixel in order, in standard deviations."""
-    order = _interleaved(height * width, device)
-    return torch.stack([order % width, order // width]) / deviation
+    order = order[order < pixels]
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(pixels, device=device))
+    return order, place, torch.stack([order % width, order // width]).float()
 
 
 def _normalised(features: Tensor) -> Lattice:
@@ -110,7 +111,7 @@ def _normalised(features: Tensor) -> Lattice:
 @lru_cache(maxsize=4)
 def _spatial_lattice(height: int, width: int, deviation: float, device: torch.device) -> Lattice:
     """The normalised spatial kernel knows the size of an image alone; evaluation at one size builds it once."""
-    return _normalised(_positions(height, width, deviation, device))
+    return _normalised(_pixel_order(height, width, device)[2] / deviation)
 
 
 @torch.no_grad()

@@ -13,6 +13,9 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**21
 """Values of all channels filtered at once (8 MB in float32): enough to fill a GPU, few enough to stay near a CPU's cache."""
 
+NO_KEY = -(2**63)
+"""In a slot of a table that holds no key."""
+
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
 """2**64 / 1.618...: the multiplier of the first round of hashing; later rounds take theirs from a congruential sequence."""
 
@@ -45,17 +48,16 @@ class Lattice:
     def _find_vertices(self, simplex_corner_keys: Tensor, simplex_of_point: Tensor) -> None:
         """Numbers the corners and finds the two neighbours of each along every axis; number M stands for "none"."""
         corners, device = len(simplex_corner_keys), simplex_corner_keys.device
-        table = KeyTable(simplex_corner_keys.flatten())
-        first, number = table.numbered()
-        self.num_vertices = count = len(first)
+        table = KeyTable(simplex_corner_keys.flatten(), repeats=4)
+        self.num_vertices = count = len(table.unique)
         self.vertex_ids = simplex_of_point.new_empty(corners, len(simplex_of_point))
-        for ids, number_of_simplex in zip(self.vertex_ids, number[:-1].view(corners, -1)):
+        for ids, number_of_simplex in zip(self.vertex_ids, table.number.view(corners, -1)):
             torch.index_select(number_of_simplex, 0, simplex_of_point, out=ids)
-        keys, strides = table.keys.index_select(0, first), _strides(corners - 1, device)
+        strides = _strides(corners - 1, device)
         steps = corners * strides - strides.sum()
-        self._neighbours = number.new_full((corners, 2, count + 1), count)
+        self._neighbours = table.number.new_full((corners, 2, count + 1), count)
         before, after = self._neighbours.unbind(1)
-        after[:, :count] = number.index_select(0, table.find((keys + steps[:, None]).flatten())).view(corners, count)
+        after[:, :count] = table.find((table.unique + steps[:, None]).flatten()).view(corners, count)
         before.scatter_(1, after, torch.arange(count + 1, device=device).expand(corners, -1))
         before[:, count] = count  # those without a neighbour all wrote here
 
@@ -169,57 +171,64 @@ def _simplex_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     key = torch.zeros(points, dtype=torch.long, device=corner.device)
     for part, bits in zip(address, range(0, 64, 63 // d)):
         key += part.long() << bits
-    first, simplex = KeyTable(key).numbered()
-    rank = rank.index_select(1, first).long()
+    table = KeyTable(key)
+    any_point = torch.empty_like(table.unique).scatter_(0, table.number, torch.arange(points, device=key.device))
+    rank = rank.index_select(1, any_point).long()
     jump = torch.zeros_like(rank).scatter_(0, rank, strides[:, None].expand_as(rank))  # row r: the coordinate of rank r
-    keys = [key.index_select(0, first) + (rank * strides[:, None]).sum(0)]
+    keys = [table.unique + (rank * strides[:, None]).sum(0)]
     for colour in range(1, d + 1):
         keys.append(keys[-1] + strides.sum() - (d + 1) * jump[d + 1 - colour])
-    return torch.stack(keys), simplex[:-1]
+    return torch.stack(keys), table.number
 
 
 class KeyTable:
     """Which of (n,) long keys are equal, and which of them equals a query: a hash table in rounds.
 
-    In a round every key that is still without an owner writes its index to the slot of its hash; one of those that meet there
-    stays and owns all keys equal to it. The others go on to the next round, with another hash. Equal keys stay together.
+    In a round every key without a place writes itself to the slot of its hash. One of those that meet there stays and all keys
+    equal to it have their place; the others go on to the next round, with another hash.
+
+    Args:
+        keys: (n,) long.
+        repeats: how often a key is expected to occur; it makes the table smaller.
+
+    Attributes:
+        unique: (m,) the keys without repetition, in no particular order.
+        number: (n,) the place of every key in `unique`.
     """
 
-    def __init__(self, keys: Tensor):
-        self.keys = keys
-        self.owner = torch.empty_like(keys)
-        self._rounds = []
-        pending, multiplier = torch.arange(len(keys), device=keys.device), GOLDEN_RATIO
-        wanted = keys
-        while len(pending):
-            bits = max(4, math.ceil(math.log2(len(pending))))
+    def __init__(self, keys: Tensor, repeats: int = 1):
+        self._rounds, tables, start = [], [], 0
+        places, pending, wanted, multiplier = None, None, keys, GOLDEN_RATIO
+        while len(wanted):
+            bits = max(4, math.ceil(math.log2(len(wanted) / repeats)))
             slot = _slots(wanted, multiplier, bits)
-            table = keys.new_full((2**bits,), -1).scatter_(0, slot, pending)
-            owner = table.index_select(0, slot)
-            lost = torch.nonzero(keys.index_select(0, owner) != wanted).flatten()
-            self._rounds.append((table, multiplier, bits))
-            self.owner = owner if len(self._rounds) == 1 else self.owner.scatter_(0, pending, owner)
-            pending, wanted = pending[lost], wanted[lost]
+            table = keys.new_full((2**bits,), NO_KEY).scatter_(0, slot, wanted)
+            lost = torch.nonzero(table.index_select(0, slot) != wanted).flatten()
+            self._rounds.append((multiplier, bits, start))
+            slot += start
+            places = slot if places is None else places.scatter_(0, pending, slot)
+            pending = lost if pending is None else pending.index_select(0, lost)
+            wanted = wanted.index_select(0, lost)
+            tables.append(table)
+            start += len(table)
             multiplier = (multiplier * 6364136223846793005 + 1442695040888963407) % 2**64 | 1
-
-    def numbered(self) -> tuple[Tensor, Tensor]:
-        """Index of one key of every kind, (m,) ascending, and the number 0..m-1 of every key's kind; (n + 1,), m at the end."""
-        first = torch.nonzero(self.owner == torch.arange(len(self.keys), device=self.keys.device)).flatten()
-        number_of_owner = torch.empty_like(self.keys).scatter_(0, first, torch.arange(len(first), device=first.device))
-        number = self.owner.new_full((len(self.keys) + 1,), len(first))
-        torch.index_select(number_of_owner, 0, self.owner, out=number[:-1])
-        return first, number
+        self._table = torch.cat(tables)
+        occupied = torch.nonzero(self._table != NO_KEY).flatten()
+        self.unique = self._table.index_select(0, occupied)
+        everyone = torch.arange(len(occupied), device=keys.device)
+        self._number_of_place = torch.full_like(self._table, len(occupied)).scatter_(0, occupied, everyone)
+        self.number = self._number_of_place.index_select(0, places)
 
     def find(self, queries: Tensor) -> Tensor:
-        """For (q,) queries the index of the key that owns its equals, or n where no key is equal."""
+        """(q,) places in `unique` of the queries, or m for those that are no key."""
         found, pending, wanted = None, None, queries
-        for table, multiplier, bits in self._rounds:
-            owner = table.index_select(0, _slots(wanted, multiplier, bits))
-            hit = self.keys.index_select(0, owner.clamp(min=0)) == wanted
-            empty = owner < 0  # this key never came by
-            answer = torch.where(hit & ~empty, owner, len(self.keys))
-            found = answer if pending is None else found.scatter_(0, pending, answer)
-            left = torch.nonzero(~(hit | empty)).flatten()
+        for multiplier, bits, start in self._rounds:
+            place = _slots(wanted, multiplier, bits).add_(start)
+            key = self._table.index_select(0, place)
+            hit = key == wanted
+            answer = self._number_of_place.index_select(0, place).masked_fill_(~hit, len(self.unique))
+            found = answer if found is None else found.scatter_(0, pending, answer)
+            left = torch.nonzero(~hit & (key != NO_KEY)).flatten()  # an empty slot: this key never came by
             pending, wanted = left if pending is None else pending.index_select(0, left), wanted.index_select(0, left)
         return found
 
