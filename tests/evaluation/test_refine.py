@@ -23,7 +23,8 @@ def test_every_name_gives_its_method():
     image, maps = noisy_halves()
     half = torch.arange(34).expand(2, 24, 34) >= 17
     assert torch.equal(refine_masks("dense_crf", image, maps), half)  # edges moved to the colours' border, hole filled
-    image = image + np.random.default_rng(0).integers(0, 40, image.shape).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, image.shape, dtype=np.uint8)
+    maps = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0))
     assert set(REFINEMENTS) == {"dense_crf", "pydensecrf", "pamr", "threshold"}
     found = {name: refine_masks(name, image, maps) for name in REFINEMENTS if name != "pydensecrf"}
     assert torch.equal(found["dense_crf"], binary_crf(image, maps))
