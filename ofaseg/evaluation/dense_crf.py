@@ -91,9 +91,10 @@ class PairwiseKernels:
 
 @lru_cache(maxsize=4)
 def _pixel_order(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixel numbers in the order in which they are kept (one of every part, the next of every part, ...), where each pixel
+    """The order in which pixels are kept: one of every part, the next of every part, ...
 
-    went, and the (2, H*W) x and y of the pixels in this order, in float32.
+    Returns:
+        (H*W,) pixel numbers in order, (H*W,) the place of every pixel in it, and (2, H*W) float32 x and y in order.
     """
     pixels = height * width
     order = torch.arange(-(-pixels // INTERLEAVED) * INTERLEAVED, device=device).view(INTERLEAVED, -1).T.flatten()

@@ -173,7 +173,7 @@ def _simplex_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
         key += part.long() << bits
     table = KeyTable(key)
     any_point = torch.empty_like(table.unique).scatter_(0, table.number, torch.arange(points, device=key.device))
-    rank = rank.index_select(1, any_point).long()
+    rank = rank.to(torch.int8).gather(1, any_point.expand(d + 1, -1)).long()  # bytes: the random reads stay in the cache
     jump = torch.zeros_like(rank).scatter_(0, rank, strides[:, None].expand_as(rank))  # row r: the coordinate of rank r
     keys = [table.unique + (rank * strides[:, None]).sum(0)]
     for colour in range(1, d + 1):
@@ -226,7 +226,7 @@ class KeyTable:
             place = _slots(wanted, multiplier, bits).add_(start)
             key = self._table.index_select(0, place)
             hit = key == wanted
-            answer = self._number_of_place.index_select(0, place).masked_fill_(~hit, len(self.unique))
+            answer = torch.where(hit, self._number_of_place.index_select(0, place), len(self.unique))
             found = answer if found is None else found.scatter_(0, pending, answer)
             left = torch.nonzero(~hit & (key != NO_KEY)).flatten()  # an empty slot: this key never came by
             pending, wanted = left if pending is None else pending.index_select(0, left), wanted.index_select(0, left)
