@@ -15,7 +15,7 @@ from ofaseg.vocabulary import ClassVocabulary
 
 FORMAT = "ofaseg-model"
 FORMAT_VERSION = 1
-LOCAL_OPTIONS = ("data", "pretrained")
+LOCAL_OPTIONS = ("data", "pretrained", "seg_data")
 """Task options that name places on one machine; they are left out of the exported configuration."""
 
 
@@ -41,8 +41,9 @@ def export_safetensors(
     weights = save(_stored_tensors(model, dtype))
     groups = _plain_groups(cfg)
     task = {key: value for key, value in groups["task"].items() if key not in LOCAL_OPTIONS}
-    if task.get("bpe_dir"):
-        task["bpe_dir"] = Path(task["bpe_dir"]).name
+    for tokenizer in ("bpe_dir", "bert_vocab"):
+        if task.get(tokenizer):
+            task[tokenizer] = Path(task[tokenizer]).name
     about = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

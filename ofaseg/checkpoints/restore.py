@@ -52,6 +52,8 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
     model_options, task_options, recorded = _options(state, path)
     overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     model_name, model_config = _merged(_model_dataclass, model_options, overrides)
+    if model_name == "simseg" and "bpe_dir" in overrides:  # commands have one option for every tokenizer
+        overrides["bert_vocab"] = overrides.pop("bpe_dir")
     task_name, task_config = _merged(partial(_task_dataclass, model=model_name), task_options, overrides)
     unknown = [key for key in overrides if key not in model_config and key not in task_config]
     if unknown:
@@ -91,16 +93,25 @@ def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabul
         if task.get("eval_image_size"):  # of contrastive training, whose crops may be smaller than what it is evaluated with
             task["patch_image_size"] = task["eval_image_size"]
         return model, task, recorded
-    if simseg.is_simseg(state["model"]):
-        from ofaseg.models.simseg import ARCHITECTURES as SIMSEG
+    family, name, sizes = published_architecture(state["model"], str(path))
+    options, task_options, _ = translate_configuration(cfg) if family == "segofa" else ({}, {}, [])
+    return {"_name": name, **sizes, **options}, {"_name": DEFAULT_TASKS[family], **task_options}, recorded
 
-        name = simseg.infer_architecture(state["model"], str(path))
-        return {"_name": name, **SIMSEG[name]}, {"_name": DEFAULT_TASKS["simseg"]}, recorded
-    from ofaseg.models.ifseg import ARCHITECTURES
 
-    name = infer_architecture(state["model"], str(path))
-    options, task_options, _ = translate_configuration(cfg)
-    return {"_name": name, **ARCHITECTURES[name], **options}, {"_name": DEFAULT_TASKS["segofa"], **task_options}, recorded
+def published_architecture(weights: dict, where: str) -> tuple[str, str, dict]:
+    """(registered model, named architecture, its options) of a file that does not say it, from its weights.
+
+    Raises:
+        CheckpointError: the weights are of no method here.
+    """
+    from ofaseg.models import ifseg as segofa
+    from ofaseg.models import simseg as simseg_model
+
+    if simseg.is_simseg(weights):
+        name = simseg.infer_architecture(weights, where)
+        return "simseg", name, simseg_model.ARCHITECTURES[name]
+    name = infer_architecture(weights, where)
+    return "segofa", name, segofa.ARCHITECTURES[name]
 
 
 def _known_model(name: Optional[str]) -> bool:

@@ -3,7 +3,8 @@
 import torch
 
 from ofaseg.checkpoints import CheckpointError, load_state
-from ofaseg.checkpoints.ifseg import infer_architecture, recorded_vocabulary
+from ofaseg.checkpoints.ifseg import recorded_vocabulary
+from ofaseg.checkpoints.restore import published_architecture
 from ofaseg.data.foreign import foreign_kind
 from ofaseg.doctor.findings import Findings, finding, from_error
 from ofaseg.doctor.vocabulary import check_names
@@ -25,7 +26,7 @@ def check_checkpoint(path: str, findings: Findings) -> None:
         state = load_state(path)
         vocabulary = recorded_vocabulary(state, path)
         if not state["cfg"]:
-            infer_architecture(state["model"], path)
+            published_architecture(state["model"], path)
     except (CheckpointError, VocabularyError) as error:
         findings.add(from_error("bad_checkpoint", error, path))
         return

@@ -16,7 +16,7 @@ from ofaseg.vocabulary import VocabularyError, resolve_vocabulary
 
 NAMED = ("task", "model", "criterion", "optimizer", "lr_scheduler")
 """Groups of a configuration whose entry is the name of a registered class."""
-PATHS = ("data", "pretrained", "bpe_dir", "restore_file", "finetune_from_model")
+PATHS = ("data", "pretrained", "bpe_dir", "bert_vocab", "seg_data", "restore_file", "finetune_from_model")
 _TRAIN_COMMAND = re.compile(r"^(.*/)?fairseq-train$|^(\w+_)?train$")
 _TRAIN_LINE = re.compile(r"fairseq-train\s|^\s*(\w+_)?train\s")
 _DEFAULTS = {"restore_file": "checkpoint_last.pt"}
@@ -150,8 +150,17 @@ def _check_paths(settings: Settings, path: str, text: str, findings: Findings) -
         value = settings.options.get(key)
         if _is_open(value) or value == _DEFAULTS.get(key) or _there(value, path):
             continue
-        message = f"{key} is {value}, which does not exist here"
-        findings.add(finding("missing_input", path, message, "correct the path or make the file first", _line_of(text, value), key))
+        for place in _places(key, value, settings):
+            if not _there(place, path):
+                message = f"{key} is {place}, which does not exist here"
+                findings.add(finding("missing_input", path, message, "correct the path or make the file first", _line_of(text, place), key))
+
+
+def _places(key: str, value: str, settings: Settings) -> list[str]:
+    """The files and folders that an option names: image-text data may be several, each with the folder of its images behind a colon."""
+    if key == "data" and settings.names.get("task") == "image_text_pretraining":
+        return [place.partition(":")[0].strip() for place in value.split(",") if place.strip()]
+    return [value]
 
 
 def _check_classes(settings: Settings, path: str, text: str, findings: Findings) -> None:
