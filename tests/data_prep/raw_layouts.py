@@ -1,5 +1,7 @@
 """Tiny raw copies of datasets in the layouts that converters expect."""
 
+import json
+
 import numpy as np
 from PIL import Image
 
@@ -62,6 +64,26 @@ def raw_pascal_context(root):
         label_map = folder / "SegmentationClassContext" / f"{stem}.png"
         write_pair(folder / "JPEGImages" / f"{stem}.jpg", label_map, row_of([0, 1, 59, 33 + k]), k)
     write_lines(folder / "ImageSets" / "SegmentationContext" / "train.txt", stems)
+    return ["--root", str(root)]
+
+
+def raw_coco_captions(root):
+    annotations = []
+    for k, image_id in enumerate((9, 25)):
+        write_photo(root / "train2017" / f"{image_id:012d}.jpg", 5, 8, k)
+        annotations += [{"image_id": image_id, "id": 10 * k + j, "caption": f"picture {k},\n number  {j}."} for j in range(2)]
+    images = [{"id": image_id, "file_name": f"{image_id:012d}.jpg"} for image_id in (9, 25)]
+    (root / "annotations").mkdir()
+    (root / "annotations" / "captions_train2017.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return ["--root", str(root)]
+
+
+def raw_flickr30k(root):
+    lines = []
+    for k, name in enumerate(("1000092795.jpg", "10002456.jpg")):
+        write_photo(root / "flickr30k-images" / name, 5, 8, k)
+        lines += [f"{name}#{j}\tTwo men , number {j} ." for j in range(2)]
+    (root / "results_20130124.token").write_text("\n".join(lines) + "\n")
     return ["--root", str(root)]
 
 
@@ -138,9 +160,11 @@ def raw_shards(root):
 RAW = {
     "ade20k": raw_ade20k,
     "cityscapes": raw_cityscapes,
+    "coco_captions": raw_coco_captions,
     "coco_object": raw_coco_stuff,
     "coco_stuff": raw_coco_stuff,
     "coco_unseen": raw_coco_stuff,
+    "flickr30k": raw_flickr30k,
     "folder": raw_folder,
     "hf": raw_hf,
     "pascal_context": raw_pascal_context,
