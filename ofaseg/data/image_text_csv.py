@@ -26,8 +26,9 @@ _MISSING, _BLANK, _THERE = range(3)
 class CsvImageText(ImageTextSource):
     """One entry per image: rows of one image_id, or of one image name where the list has no ids, are its captions.
 
-    Only byte offsets and group numbers are kept in memory, about 24 bytes per row; opening reads the list once and looks for
-    every image. Images that are not there are counted in `missing` and left out; rows of a negative image_id are left out.
+    Only byte offsets and group numbers are kept in memory, about 24 bytes per row. Opening reads the list once and looks for every
+    image file, which takes some seconds per million rows. Images that are not there are counted in `missing` and left out; rows of
+    a negative image_id are left out.
 
     Args:
         path: the list; UTF-8, the first line names the columns.
@@ -48,22 +49,24 @@ class CsvImageText(ImageTextSource):
             raise ShardError.at(path, f"not a CSV list ({error}); look for a quotation mark without its partner") from error
 
     def _scan(self) -> None:
-        offsets, keys, present = array.array("Q"), array.array("q"), array.array("b")
-        seen: dict[str, bool] = {}  # of the last image alone: captions of one image mostly follow each other
+        offsets, keys, states = array.array("Q"), array.array("q"), array.array("b")
+        last, last_state = None, _THERE  # captions of one image mostly follow each other: it is looked for once
+        folder, exists = os.path.join(self.images, ""), os.path.isfile
         with open(self.path, "rb") as file:
             lines = _Lines(file)
             rows = csv.reader(lines)
             self._fields = self._columns(next(rows, []))
+            self._needed = max(self._fields.values()) + 1
             offsets.append(lines.position)
             for fields in rows:
                 offsets.append(lines.position)
                 name, key = self._key(fields, len(offsets))
+                if name != last:
+                    last, last_state = name, _THERE if not name or exists(folder + name) else _MISSING
                 keys.append(key)
-                if name and name not in seen:
-                    seen = {name: os.path.isfile(os.path.join(self.images, name))}
-                present.append(_BLANK if not fields else _MISSING if name and not seen[name] else _THERE)
+                states.append(last_state if fields else _BLANK)
         self._offsets = np.frombuffer(offsets, dtype=np.uint64)
-        self._group(np.frombuffer(keys, dtype=np.int64), np.frombuffer(present, dtype=np.int8))
+        self._group(np.frombuffer(keys, dtype=np.int64), np.frombuffer(states, dtype=np.int8))
 
     def _columns(self, header: list[str]) -> dict[str, int]:
         names = [name.strip().removeprefix("\ufeff") for name in header]
@@ -75,7 +78,7 @@ class CsvImageText(ImageTextSource):
 
     def _key(self, fields: list[str], number: int) -> tuple[str, int]:
         """(image name, number that rows of one image share); a row that cannot be read is alone, and reading it says why."""
-        if len(fields) <= max(self._fields.values()):
+        if len(fields) < self._needed:
             return "", hash((number, "row"))
         name = fields[self._fields["image"]].strip()
         if "image_id" not in self._fields:
@@ -86,10 +89,10 @@ class CsvImageText(ImageTextSource):
             return name, hash((number, "row"))
         return name, max(image_id, _ABSENT) if image_id < 2**62 else hash(image_id)
 
-    def _group(self, keys: np.ndarray, present: np.ndarray) -> None:
+    def _group(self, keys: np.ndarray, states: np.ndarray) -> None:
         listed = keys != _ABSENT if "image_id" in self._fields else np.ones(len(keys), dtype=bool)
-        self._groups = RowGroups(keys, listed & (present == _THERE))
-        missing = listed & (present == _MISSING)
+        self._groups = RowGroups(keys, listed & (states == _THERE))
+        missing = listed & (states == _MISSING)
         self.missing = len(np.unique(keys[missing]))
         if not len(self._groups):
             raise ShardError.at(self.path, f"none of its images is below {self.images}; write the list as LIST.csv:IMAGE_FOLDER")
@@ -111,9 +114,8 @@ class CsvImageText(ImageTextSource):
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
         text = os.pread(self._file.fileno(), end - start, start).decode("utf-8", "surrogateescape")
         fields = next(csv.reader(io.StringIO(text, newline="")), [])
-        if len(fields) <= max(self._fields.values()):
-            needed = max(self._fields.values()) + 1
-            raise ShardError.at(self.path, f"the row has {len(fields)} fields, at least {needed} are needed; correct it", row)
+        if len(fields) < self._needed:
+            raise ShardError.at(self.path, f"the row has {len(fields)} fields, at least {self._needed} are needed; correct it", row)
         return fields
 
     def __getitem__(self, i: int) -> dict:
@@ -153,14 +155,12 @@ class _Lines:
     """The lines of a file as text, and how many bytes of it were handed out."""
 
     def __init__(self, file):
-        self._file, self.position = file, 0
+        self._lines, self.position = iter(file), 0
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        line = self._file.readline()
-        if not line:
-            raise StopIteration
+        line = next(self._lines)
         self.position += len(line)
         return line.decode("utf-8", "surrogateescape")

@@ -28,8 +28,9 @@ def is_saved(path) -> bool:
 
 
 class HfImageText(ImageTextSource):
-    """One entry per image. `datasets` opens the table in each process that reads; Parquet files get its memory-mapped copy in the
-    cache folder of `datasets` once ($HF_DATASETS_CACHE), since a row inside a large row group cannot be reached otherwise.
+    """One entry per image. `datasets` opens the table in each process that reads. Of Parquet files it makes a memory-mapped copy in its
+    cache folder ($HF_DATASETS_CACHE), once, since a row inside a large row group cannot be reached otherwise; that takes about three
+    times the memory of the largest row group.
 
     Args:
         data: a folder that `datasets` saved, or Parquet files.

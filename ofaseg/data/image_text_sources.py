@@ -1,6 +1,6 @@
 """Where photos with captions come from: one interface over shards, Parquet, CSV lists with image folders, and Hugging Face datasets.
 
-`open_image_text` chooses by what lies at a path. `image_text_files` has the readers of foreign formats.
+`open_image_text` chooses by what lies at a path.
 """
 
 import bisect
