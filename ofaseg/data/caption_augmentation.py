@@ -20,7 +20,7 @@ class CaptionAugmentation:
     """Caption -> caption. Each piece is altered with `probability`: masked, exchanged for a random entry of the vocabulary, or deleted.
 
     The pieces are joined to words again, so that the result is a text for the tokeniser. A piece from inside a word joins what is
-    left of its own word; without a rest it stands alone. No piece gets lost on the way.
+    left of its own word; without a rest it stands alone. No piece gets lost on the way, and special tokens are no random entries.
 
     Args:
         tokenizer: splits captions into pieces.
@@ -28,7 +28,7 @@ class CaptionAugmentation:
         masked, exchanged: shares of the altered pieces that become [MASK] or a random entry; the others are deleted.
         official_rejoin: join as the released training code does, for comparisons with it: a piece takes up the next two
             continuation pieces at most, whatever word they are from; further ones, and those without a piece before them, get lost;
-            random entries may be special tokens. Off by default: it loses words at random, and no reported number depends on it.
+            random entries may be special tokens. Off by default: it loses parts of words that were not chosen for deletion.
 
     Raises:
         ValueError: a share outside 0..1.

@@ -37,7 +37,7 @@ class ImageTextDataset(RowDataset):
         augment_caption: changes a training caption, see `ofaseg.data.caption_augmentation`.
         batch_order: of training, one of `BATCH_ORDERS`. "debias": every step draws one of the joined sets with a probability
             proportional to its size and takes its next batch; a set that runs out is shuffled again. The batches of one step of all
-            ranks come from one set, for which fairseq has to keep them together: `grouped_shuffling` of the batch iterator.
+            ranks come from one set, for which fairseq has to keep them together: `grouped_shuffling` of its batch iterator.
         world_size: number of ranks. Every rank gets as many training batches as the others, all of one size, so that losses over
             the batches of all ranks can gather them.
 
@@ -65,6 +65,11 @@ class ImageTextDataset(RowDataset):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def grouped_shuffling(self) -> bool:
+        """Whether the batch iterator has to shuffle whole steps of all ranks, see `batch_order`."""
+        return self.training and self.batch_order == "debias"
 
     def bad_rows_advice(self) -> str:
         return "Check that the images belong to the captions, and the disk"
@@ -120,6 +125,9 @@ class ImageTextDataset(RowDataset):
         row = self.source[index]
         rng = np.random.default_rng((self.seed, self.epoch, index))
         captions = row["captions"]
+        if len(captions) > MAX_CAPTIONS:
+            place = self.source.location(index, "captions")
+            raise ShardError(f"{place}: {len(captions)} captions of one photo, at most {MAX_CAPTIONS} can be; check the ids of the photos")
         if self.training:
             caption = captions[int(rng.integers(len(captions)))]
             captions = (self.augment_caption(caption, rng) if self.augment_caption else caption,)

@@ -110,7 +110,7 @@ def last_of_each(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _as_numbers(image_ids: Ids, text_image_ids: Ids, device: torch.device) -> tuple[Tensor, Tensor]:
     """Both lists as integers on `device`; texts are numbered in the order of the alphabet."""
-    if not any(isinstance(value, str) for ids in (image_ids, text_image_ids) for value in ids):
+    if not any(isinstance(value, str) for ids in (image_ids, text_image_ids) if not isinstance(ids, Tensor) for value in ids):
         return tuple(torch.as_tensor(ids, dtype=torch.long, device=device) for ids in (image_ids, text_image_ids))
     both = [str(value) for ids in (image_ids, text_image_ids) for value in ids]
     numbers = torch.from_numpy(np.unique(both, return_inverse=True)[1]).to(device)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fairseq.data.iterators import EpochBatchIterator
 
-from ofaseg.data import codec, row_dataset
+from ofaseg.data import codec, image_text_dataset, row_dataset
 from ofaseg.data.image_text_dataset import ImageTextDataset
 from ofaseg.data.image_text_source import ImageTextSource
 from ofaseg.data.image_text_sources import JoinedImageText
@@ -140,6 +140,12 @@ def test_row_after_row_that_cannot_be_read_stops(monkeypatch):
         data.collater([data[0]])
 
 
+def test_more_captions_than_can_be_numbered(monkeypatch):
+    monkeypatch.setattr(image_text_dataset, "MAX_CAPTIONS", 2)
+    with pytest.raises(ShardError, match="photos.csv, row 1, column captions: 3 captions of one photo, at most 2 can be"):
+        dataset(Photos(5), on_bad_sample="raise")[1]
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="batch_order is 'sequential'; choose from shuffle, debias"):
         dataset(Photos(3), batch_order="sequential")
@@ -180,6 +186,16 @@ def test_debias_takes_each_step_from_one_set():
         drawn.update(owner.pop() for owner in owners)
         first_round = [i for step in steps for batch in step for i in batch if i < 160][:160]
         assert len(set(first_round)) == len(first_round)  # a set starts again only when all of it was taken
+    rounds = 0
+    for epoch in range(1, 101):  # a set of two steps that runs out is shuffled again, so the steps differ
+        data = dataset(joined(160, 16), batch_order="debias", world_size=world)
+        data.set_epoch(epoch)
+        small = [frozenset(i for batch in step for i in batch) for step in steps_of(data, chunk, world) if step[0][0] >= 160]
+        for k in range(0, len(small) - 3, 2):
+            assert small[k] | small[k + 1] == small[k + 2] | small[k + 3] == set(range(160, 176))
+            assert small[k] not in small[k + 2 : k + 4]
+            rounds += 1
+    assert rounds > 3
     assert drawn[1] / sum(drawn.values()) == pytest.approx(40 / 200, abs=0.04)
     assert steps_of(data, chunk, world) == steps_of(data, chunk, world)
     with pytest.raises(ShardError, match="set 2 of 2 has 5 rows, a step of all ranks takes 8"):
@@ -188,11 +204,11 @@ def test_debias_takes_each_step_from_one_set():
 
 def test_debias_survives_fairseqs_shuffling_of_groups():
     data = dataset(joined(48, 16), batch_order="debias", world_size=2)
+    assert data.grouped_shuffling and not dataset(joined(48, 16)).grouped_shuffling
     batches = data.batch_by_size(data.ordered_indices(), max_sentences=4)
-    ranks = [
-        EpochBatchIterator(data, data.collater, batches, num_shards=2, shard_id=rank, grouped_shuffling=True).next_epoch_itr(shuffle=True)
-        for rank in range(2)
-    ]
+    grouped = {"num_shards": 2, "grouped_shuffling": data.grouped_shuffling}
+    iterators = [EpochBatchIterator(data, data.collater, batches, shard_id=rank, **grouped) for rank in range(2)]
+    ranks = [iterator.next_epoch_itr(shuffle=True) for iterator in iterators]
     steps = 0
     for parts in zip(*ranks):
         owners = [set((part["id"] >= 48).tolist()) for part in parts]

@@ -56,6 +56,8 @@ def test_windows_fill_their_range():
     assert 0.59 < share.min() < 0.61 and 0.98 < share.max() <= 1.0
     assert 0.74 < shape.min() < 0.9 and 1.3 < shape.max() < 1.35
     assert top.max() > 60 and left.max() > 100  # windows move over the whole picture
+    wide = np.array([transforms.crop_window(300, 400, rng, (0.2, 0.3), (1.5, 2.0)) for _ in range(50)])
+    assert (1.45 < wide[:, 3] / wide[:, 2]).all() and (wide[:, 3] / wide[:, 2] < 2.05).all()  # width by height
     assert transforms.crop_window(10, 100, rng, (0.9, 1.0)) == (0, 43, 10, 13)  # none fits: the middle, 4 : 3
     assert transforms.crop_window(100, 10, rng, (0.9, 1.0)) == (43, 0, 13, 10)
 
