@@ -169,7 +169,7 @@ def gather_texts(texts: list[str]) -> list[str]:
     return [text for part, size in zip(parts, sizes) for text in json.loads(bytes(part[: int(size)].cpu().numpy()))]
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def gather_parts(rows: Tensor) -> Tensor:
     """(N, ...) rows of all ranks joined in rank order, on every rank and on the device of `rows` (n, ...); n may differ between ranks."""
     if not _distributed():
         return rows

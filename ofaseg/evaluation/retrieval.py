@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ofaseg.evaluation.evaluator import gather_rows, gather_texts
+from ofaseg.evaluation.evaluator import gather_parts, gather_texts
 
 RECALLS = (1, 5, 10)
 Ids = Union[Tensor, Sequence[int], Sequence[str]]
@@ -127,7 +127,7 @@ def gather_embeddings(embeddings: Tensor, image_ids: Sequence[Union[int, str]], 
 
     Returns: (embeddings (N, D), N ids, order (N,) ascending).
     """
-    embeddings, order = gather_rows(embeddings), gather_rows(order.to(embeddings.device))
+    embeddings, order = gather_parts(embeddings), gather_parts(order.to(embeddings.device))
     ids = gather_texts(list(image_ids))  # sent as JSON, which keeps numbers
     places, first = np.unique(order.cpu().numpy(), return_index=True)
     kept = torch.from_numpy(first).to(embeddings.device)
