@@ -105,7 +105,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         """Pairs of a split, for training (augmented, shuffled) or evaluation (in order, all captions), of `data` or the task's."""
         cfg = self.cfg
         if training and str(cfg.batch_order) == "debias" and distributed.world_size() > 1 and not cfg.grouped_shuffling:
-            raise ValueError("--batch-order debias on several processes needs --grouped-shuffling, which keeps each step's batches together")
+            raise ValueError("--batch-order debias on several processes needs --grouped-shuffling: each step's batches stay together")
         side = cfg.patch_image_size if training else cfg.eval_image_size or cfg.patch_image_size
         return ImageTextDataset(
             open_image_text(data or cfg.data, split),
@@ -203,7 +203,8 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         dataset = task.photo_dataset(cfg.seg_split, training=False)
         rows = spread(len(dataset), cfg.seg_limit or len(dataset))
         mine = [rows[i] for i in rank_indices(len(rows))]
-        batches = (dataset.collater([dataset[i] for i in mine[k : k + cfg.seg_batch_size]]) for k in range(0, len(mine), cfg.seg_batch_size))
+        parts = (mine[k : k + cfg.seg_batch_size] for k in range(0, len(mine), cfg.seg_batch_size))
+        batches = (dataset.collater([dataset[i] for i in part]) for part in parts)
         evaluator, post = SemanticEvaluator(task.vocabulary), task.validation_posts()["_confusion"]
         model.eval()
         run = evaluate_batches(batches, lambda batch: task.predict_batch(model, batch["net_input"], batch["native_sizes"], post), evaluator)
