@@ -19,6 +19,7 @@ P4    ``fairseq.models.ema.ema.EMA.__init__``                      ``--store-ema
 P6    ``fairseq.trainer.Trainer.get_train_iterator``               schedules that need the number of updates per epoch
 P7    the root logger while fairseq is imported                    every library logs at DEBUG level to the terminal
 P8    ``fairseq.trainer.Trainer.load_checkpoint``                  a task's own check of the run it resumes (its classes)
+P9    imports of scikit-learn, SciPy and wandb by fairseq          nothing; every command starts two seconds later
 ===== ============================================================ ====================================================
 
 Files are always read with ``weights_only=True``. P1b alone unpickles freely: its bytes come from rank 0 of the same job
@@ -42,6 +43,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from ofaseg.stand_ins import LateImports
+
 logger = logging.getLogger(__name__)
 
 SWITCH = "OFASEG_NO_COMPAT"
@@ -61,15 +64,29 @@ QUIET = (
     (r"`broadcast_buffers` is deprecated", FutureWarning),
 )
 
+# modules of fairseq -> large packages that they import at once and hardly any run uses
+SELDOM_USED = {
+    "fairseq.criterions.sentence_prediction": ("scipy", "scipy.stats", "sklearn", "sklearn.metrics"),
+    "fairseq.tasks.audio_classification": ("sklearn", "sklearn.metrics"),
+    "fairseq.logging.progress_bar": ("wandb",),
+}
+
 _in_place: list = []  # ids of the patches that were put in place
 
 
-# ------------------------------------------------------------------------------------------- P5, P7, P1a: on import
+# --------------------------------------------------------------------------------------- P5, P9, P7, P1a: on import
 
 
 def _quiet_warnings() -> bool:
     for message, category in QUIET:
         warnings.filterwarnings("ignore", message=message, category=category or Warning)
+    return True
+
+
+def _import_large_packages_late() -> bool:
+    if "fairseq" in sys.modules:
+        return False
+    sys.meta_path.insert(0, LateImports(SELDOM_USED))
     return True
 
 
@@ -382,9 +399,10 @@ def _resume_task_state() -> bool:
     return True
 
 
-# P5 and P7 come first: they are about what importing fairseq does
+# P5, P9 and P7 come first: they are about what importing fairseq does
 PATCHES = {
     "P5": _quiet_warnings,
+    "P9": _import_large_packages_late,
     "P7": _keep_root_logger,
     "P1a": _allow_plain_objects,
     "P1b": _broadcast_any_object,

@@ -47,7 +47,7 @@ def call(server):
     return run
 
 
-AFTER_IMPORT = [name for name in PATCHES if name != "P7"]  # fairseq is imported before the plug-in here
+AFTER_IMPORT = [name for name in PATCHES if name not in ("P7", "P9")]  # fairseq is imported before the plug-in here
 
 
 def test_all_patches_are_needed_here(call):
@@ -57,8 +57,8 @@ def test_all_patches_are_needed_here(call):
 def test_the_switch(call):
     assert call("patches_in_place", off=ALL_OFF).check().value == []
     assert call("patches_in_place", off="P1b,P4").check().value == [name for name in AFTER_IMPORT if name not in ("P1b", "P4")]
-    refused = call("patches_in_place", off="P9")
-    assert refused.returncode == 1 and "unknown patch ['P9']" in refused.text
+    refused = call("patches_in_place", off="P99")
+    assert refused.returncode == 1 and "unknown patch ['P99']" in refused.text
 
 
 def test_p1a_checkpoints_with_a_namespace(call, tmp_path):
@@ -161,3 +161,9 @@ def test_p7_importing_leaves_the_root_logger_alone():
     without = fresh_import("P7")
     assert without["root"] == [10, 1] and "tensorboardX" in without["stderr"]
     assert fresh_import()["root"] == [30, 0] and not fresh_import()["stderr"]
+
+
+def test_p9_large_packages_wait():
+    """The metrics of fairseq's tasks on words and sounds import them when they are computed."""
+    large = {"sklearn", "scipy", "wandb"}
+    assert large <= set(fresh_import("P9")["modules"]) and not large & set(fresh_import()["modules"])

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +67,8 @@ class TorchAdamW(FairseqOptimizer):
         self._implementation = {"fused": True} if _fusable(params) else {"foreach": None}
         options = {**self.optimizer_config, **self._implementation}
         if cfg.zero1 and dist.is_initialized() and dist.get_world_size() > 1:
+            from torch.distributed.optim import ZeroRedundancyOptimizer  # a second that only sharing processes pay
+
             self._optimizer = ZeroRedundancyOptimizer(params, optimizer_class=torch.optim.AdamW, **options)
         else:
             if cfg.zero1:
