@@ -52,7 +52,7 @@ def write_contact_sheet(out, split: str, vocabulary: Optional[ClassVocabulary]) 
     legend = [(vocabulary.names[k], vocabulary.palette[k]) for k in sorted(present)[:_MAX_LEGEND]] if present else []
     sheet = drawing.with_legend(_arrange(tiles), legend)
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    sheet.save(buffer, "PNG", compress_level=1)  # a third of the time, and photos become a tenth larger
     with atomic_write(sheet_path(out, split)) as file:
         file.write(buffer.getvalue())
 
