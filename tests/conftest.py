@@ -1,5 +1,6 @@
 """Shared fixtures: where golden files and the real-data pack lie, and seeds."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,4 +43,19 @@ def fixed_seeds():
     import torch
 
     np.random.seed(0)
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:  # which would note down for a GPU that is not there, with a traceback each time, what to do once it comes
+        torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """No test cuts the power: flushing a file does not wait for the disk. A closed handle still is an error."""
+
+    def fsync(handle) -> None:
+        os.fstat(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield

@@ -28,11 +28,15 @@ class ColourModel(nn.Module):
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """Folder of shards (split val, 7 photos of two sizes) with `ofaseg.checkpoints.load_model` giving the colour model."""
+    return make_toy(tmp_path, monkeypatch)
+
+
+def make_toy(folder, monkeypatch):
     from user_tasks.seq2seq_segmentation import Seq2SeqSegmentationConfig, Seq2SeqSegmentationTask
 
-    root = tmp_path / "shards"
+    root = folder / "shards"
     write_toy_shards(root, "val", 7, sizes=((32, 48), (40, 32)))
-    words = write_words(tmp_path / "words", [*PROMPT_WORDS, *NAMES, "cat", "dog"])
+    words = write_words(folder / "words", [*PROMPT_WORDS, *NAMES, "cat", "dog"])
 
     def load_model(path, class_names=None, device="cpu", overrides=None):
         if not str(path).endswith(".pt"):

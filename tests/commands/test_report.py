@@ -1,5 +1,7 @@
 """`ofaseg report` over evaluations and logs."""
 
+import shutil
+
 import pytest
 
 from ofaseg.cli import build_parser, main
@@ -8,6 +10,7 @@ from ofaseg.evaluation.confusion import read_matrix
 from ofaseg.evaluation.examples import ChosenPhoto, read_index
 from ofaseg.evaluation.report import read_scores
 from tests.browser import open_page, requires_chromium
+from tests.commands.conftest import make_toy
 
 CONFIGURATION = "2026-01-01 | INFO | fairseq_cli.train | {'_name': None, 'common': {'_name': None, 'seed': 1}, "
 CONFIGURATION += "'task': {'_name': 'seq2seq_segmentation', 'data': '@DATA@', 'autocast': bf16}, "
@@ -15,9 +18,17 @@ CONFIGURATION += "'model': {'_name': 'segofa_tiny'}, 'optimization': {'lr': [0.0
 LOG = '{"epoch": 1, "update": 0.5, "loss": "2.5", "num_updates": "5"}\n{"epoch": 1, "valid_mIoU": "0.25", "valid_num_updates": "10"}\n'
 
 
-@pytest.fixture
-def run_dir(toy, tmp_path):
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """As the fixture of this name beside this file, shared by the tests of this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield make_toy(tmp_path_factory.mktemp("toy"), patch)
+
+
+@pytest.fixture(scope="module")
+def evaluated(toy, tmp_path_factory):
+    """A run with two evaluations; not to be written to."""
+    run = tmp_path_factory.mktemp("evaluated")
     for name, more in (("adapted", []), ("before", ["--resnet-iters", "9"])):
         assert (
             main(["evaluate", "model.pt", str(toy), "--device", "cpu", "--out", str(run / name), "--name", name, "--examples", "2", *more])
@@ -26,6 +37,12 @@ def run_dir(toy, tmp_path):
     (run / "train.log").write_text(CONFIGURATION.replace("@DATA@", str(toy)) + LOG)
     (run / "other.log").write_text("no records\n")
     return run
+
+
+@pytest.fixture
+def run_dir(evaluated, tmp_path):
+    """A copy of that run."""
+    return shutil.copytree(evaluated, tmp_path / "run")
 
 
 def test_page_tables_and_charts(run_dir, capsys):

@@ -13,6 +13,8 @@ path        an empty folder -> the path to check (class lists, checkpoints, runs
 =========== ====================================================================================================================
 """
 
+import copy
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,7 +84,12 @@ def fault(group: str, code: str, *error: str, **options):
 
 
 def clean_row(k: int, height: int = HEIGHT, width: int = WIDTH) -> dict:
-    """Row `k` of a clean split, with every column."""
+    """Row `k` of a clean split, with every column; the caller's own, to be changed at will."""
+    return copy.deepcopy(_drawn_row(k, height, width))
+
+
+@functools.cache
+def _drawn_row(k: int, height: int, width: int) -> dict:
     rng = np.random.default_rng((7, k))
     label_map = toy_label_map(rng, height, width)
     label_map[-2:, -3:] = [0, 1, 2]  # every class occurs in every map
