@@ -1,6 +1,9 @@
 PYTHON ?= python3
 PY := .venv/bin/python
+WORKERS ?= 2
 PYTEST_FLAGS ?=
+# two processes of one thread each are quicker than one of two threads: few tests compute enough to share it out
+TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_FLAGS)
 
 .PHONY: env quickstart test unit lint bench
 
@@ -11,10 +14,10 @@ quickstart: env
 	@bash run_scripts/quickstart.sh
 
 test: env
-	$(PY) -m pytest $(PYTEST_FLAGS) tests
+	$(TESTS) tests
 
 unit: env
-	$(PY) -m pytest $(PYTEST_FLAGS) -m "not slow" tests
+	$(TESTS) -m "not slow" tests
 
 lint: env
 	$(PY) -m ruff check .

@@ -38,7 +38,7 @@ setup(
         "demo": ["matplotlib"],
         "log": ["tensorboard", "wandb"],
         "ray": ["ray[data]>=2.50"],
-        "test": ["pytest", "ruff"],
+        "test": ["pytest", "pytest-xdist", "ruff"],
     },
     entry_points={
         "console_scripts": [

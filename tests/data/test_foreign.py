@@ -9,7 +9,7 @@ from ofaseg.data.rows import ShardError
 @pytest.mark.parametrize(
     "data, kind",
     [
-        (gzip.compress(b"rows"), "a gzip file"),
+        (gzip.compress(b"rows", mtime=0), "a gzip file"),
         (b"PK\x03\x04rest", "a zip file"),
         (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer, not the file itself"),
         (b"\n  <!DOCTYPE HTML>", "a web page, not the file itself"),
