@@ -156,14 +156,19 @@ def test_p8_every_process_complains_itself(train):
     train("--toy-words", "cat dog", updates=4, nproc=2).check()
 
 
-def test_p7_importing_leaves_the_root_logger_alone():
+@pytest.fixture(scope="module")
+def without_p7_and_p9():
+    """What importing does without these two, which have nothing to do with each other: one new process for both."""
+    return fresh_import("P7,P9")
+
+
+def test_p7_importing_leaves_the_root_logger_alone(without_p7_and_p9):
     """Level and number of handlers: fairseq's models set DEBUG (10) and a handler."""
-    without = fresh_import("P7")
-    assert without["root"] == [10, 1] and "tensorboardX" in without["stderr"]
+    assert without_p7_and_p9["root"] == [10, 1] and "tensorboardX" in without_p7_and_p9["stderr"]
     assert fresh_import()["root"] == [30, 0] and not fresh_import()["stderr"]
 
 
-def test_p9_large_packages_wait():
+def test_p9_large_packages_wait(without_p7_and_p9):
     """The metrics of fairseq's tasks on words and sounds import them when they are computed."""
     large = {"sklearn", "scipy", "wandb"}
-    assert large <= set(fresh_import("P9")["modules"]) and not large & set(fresh_import()["modules"])
+    assert large <= set(without_p7_and_p9["modules"]) and not large & set(fresh_import()["modules"])
