@@ -38,6 +38,7 @@ setup(
         "demo": ["matplotlib"],
         "log": ["tensorboard", "wandb"],
         "ray": ["ray[data]>=2.50"],
+        "crf": ["pydensecrf"],
         "test": ["pytest", "pytest-xdist", "ruff"],
     },
     entry_points={
