@@ -36,6 +36,8 @@ setup(
         "mm": ["mmcv-lite==2.1.0", "mmengine==0.10.7", "mmsegmentation==1.2.2", "ftfy", "regex"],
         "coco": ["pycocotools"],
         "demo": ["matplotlib"],
+        "llm": ["openai"],
+        "clip": ["open_clip_torch"],
         "log": ["tensorboard", "wandb"],
         "ray": ["ray[data]>=2.50"],
         "crf": ["pydensecrf"],
