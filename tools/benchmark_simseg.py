@@ -65,13 +65,14 @@ class Bench:
     # ---- evaluation ----
 
     @torch.no_grad()
-    def ours(self) -> list[np.ndarray]:
-        """Label maps of all photos, in batches."""
+    def ours(self, bf16: bool = False) -> list[np.ndarray]:
+        """Label maps of all photos, in batches; the towers in bfloat16 where asked for (--override autocast=bf16)."""
         results, counts = [], torch.zeros(self.classes**2 + 2, dtype=torch.long)
         for start in range(0, len(self.photos), BATCH):
             part = self.photos[start : start + BATCH]
             batch = torch.stack([to_tensors(square_resize({"image": photo}, SIDE))["image"] for photo in part])
-            output = self.model.predict(image=batch)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                output = self.model.predict(image=batch)
             sizes = [photo.shape[:2] for photo in part]
             made = candidates.segment_by_candidates(output, self.model.pixels(batch), sizes, self.settings, self.refine)
             for segmentation, label_map in zip(made, self.label_maps[start:]):
@@ -206,7 +207,11 @@ def peak(run) -> float:
 def evaluation_rows(arch: str, classes: int, count: int, repeats: int) -> list[dict]:
     """Seconds per photo of both procedures. Raises AssertionError when their label maps differ in over 1 % of the pixels."""
     bench, compiled = Bench(arch, classes, count), importlib.util.find_spec("pydensecrf") is not None
-    runs = {"ours": bench.ours, "ours, threshold": lambda: _with_refine(bench, "threshold")}
+    runs = {
+        "ours": bench.ours,
+        "ours, towers in bf16": lambda: bench.ours(bf16=True),
+        "ours, threshold instead of CRF": lambda: _with_refine(bench, "threshold"),
+    }
     if compiled:
         runs["plain"] = bench.plain
         differing = np.mean([np.mean(a != b) for a, b in zip(bench.ours(), bench.plain())])
