@@ -96,8 +96,16 @@ class SimSeg(Segmenter, BaseFairseqModel):
 
     @classmethod
     def build_model(cls, cfg: SimSegConfig, task) -> "SimSeg":
-        """Builds the model for a task with a `wordpiece` tokenizer and `class_prompts`."""
-        return cls(cfg, cfg.vocab_size or len(task.wordpiece), task.class_prompts, task.wordpiece.pad)
+        """Builds the model for a task with a `wordpiece` tokenizer and `class_prompts`, whose configuration has `text_length`.
+
+        Raises:
+            ValueError: an unknown tower, or texts longer than the text tower reads.
+        """
+        model = cls(cfg, cfg.vocab_size or len(task.wordpiece), task.class_prompts, task.wordpiece.pad)
+        if task.cfg.text_length > model.text_encoder.max_length:
+            longest = model.text_encoder.max_length
+            raise ValueError(f"--text-length {task.cfg.text_length}: the text tower {cfg.text_tower} reads {longest} tokens at most")
+        return model
 
     # -- classes ---------------------------------------------------------------------------------------------------
 
@@ -106,20 +114,26 @@ class SimSeg(Segmenter, BaseFairseqModel):
         self.prompts, self._class_vectors = prompts, None
 
     def class_embeddings(self) -> Tensor:
-        """(K, D) unit vectors, made from the prompts in evaluation mode and kept until the model is trained or loaded.
+        """(K, D) unit vectors, made from the prompts in evaluation mode; kept until the model is trained or loaded.
 
         Raises:
             ValueError: the model has no classes.
         """
-        if self._class_vectors is None:
-            if not self.prompts:
-                raise ValueError("this model has no classes; call set_classes first")
-            was_training = self.training
-            self.eval()
+        device = self.image_projection.weight.device
+        if self._class_vectors is not None:
+            return self._class_vectors.to(device)  # the model may have moved since
+        if not self.prompts:
+            raise ValueError("this model has no classes; call set_classes first")
+        was_training = self.training
+        self.eval()
+        try:
             with torch.no_grad():
-                self._class_vectors = class_embeddings(self.embed_text, self.prompts, self.pad, self.image_projection.weight.device)
+                vectors = class_embeddings(self.embed_text, self.prompts, self.pad, device)
+        finally:
             self.train(was_training)
-        return self._class_vectors
+        if not was_training:  # else the next update makes them old
+            self._class_vectors = vectors
+        return vectors
 
     def keep_class_embeddings(self, vectors: Tensor) -> None:
         """Takes `vectors` (K, D) for what `class_embeddings` would compute from weights and prompts as they are now."""

@@ -1,5 +1,7 @@
 """Vision transformers of timm, read as a grid of patch tokens at any photo size."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +15,8 @@ def interpolate_positions(positions: Tensor, height: int, width: int) -> Tensor:
     Raises:
         ValueError: the positions are not those of CLS and a square grid.
     """
-    side = int((positions.shape[1] - 1) ** 0.5)
-    if side * side != positions.shape[1] - 1:
+    side = math.isqrt(max(positions.shape[1] - 1, 0))
+    if side == 0 or side * side != positions.shape[1] - 1:
         raise ValueError(f"{positions.shape[1]} position rows are not one for CLS and a square grid; this model reads square grids only")
     if (height, width) == (side, side):
         return positions

@@ -1,0 +1,74 @@
+"""The vision transformer against timm's own pass, and positions against the published formula."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ofaseg.models.image_encoders.vit import PatchTransformer, interpolate_positions
+
+
+@pytest.fixture(scope="module")
+def tower():
+    torch.manual_seed(0)
+    tower = PatchTransformer("vit_nano_patch8", 32).eval()
+    torch.nn.init.normal_(tower.vit.pos_embed)
+    torch.nn.init.normal_(tower.vit.cls_token)
+    return tower
+
+
+@torch.no_grad()
+def test_tokens_are_timms_at_the_native_size(tower):
+    images = torch.randn(2, 3, 32, 32)
+    tokens = tower(images)
+    assert tokens.shape == (2, 1 + 16, tower.dim) and tower.patch == 8
+    torch.testing.assert_close(tokens, tower.vit.forward_features(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tower(images[1:]), tokens[1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(40, 40), (24, 56), (64, 16)])
+@torch.no_grad()
+def test_other_sizes_are_a_tower_whose_table_was_interpolated(tower, height, width):
+    """timm, built for that size and given positions of each grid row and column of the bicubic resize."""
+    images = torch.randn(1, 3, height, width)
+    other = PatchTransformer("vit_nano_patch8", (height, width)).eval()
+    state = tower.state_dict()
+    grid = state["vit.pos_embed"][0, 1:].view(4, 4, -1)
+    wide = torch.stack(
+        [F.interpolate(grid[None, :, :, d][None], (height // 8, width // 8), mode="bicubic")[0, 0] for d in range(tower.dim)], -1
+    )
+    state["vit.pos_embed"] = torch.cat([state["vit.pos_embed"][:, :1], wide.flatten(0, 1)[None]], 1)
+    other.load_state_dict(state)
+    torch.testing.assert_close(tower(images), other.vit.forward_features(images), atol=1e-5, rtol=1e-5)
+
+
+def test_positions_from_14_to_18_are_the_published_ones():
+    """Digest 3.1: the extra token stays, the grid is resized bicubically without aligned corners or antialiasing."""
+    positions = torch.randn(1, 197, 6)
+    grid = positions[:, 1:].reshape(1, 14, 14, 6).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(18, 18), mode="bicubic", align_corners=False, antialias=False)
+    expected = torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).reshape(1, 324, 6)], 1)
+    found = interpolate_positions(positions, 18, 18)
+    assert found.shape == (1, 325, 6) and torch.equal(found, expected)
+
+
+def test_positions_of_the_own_grid_stay():
+    positions = torch.randn(1, 17, 6)
+    assert interpolate_positions(positions, 4, 4) is positions
+    assert not torch.equal(interpolate_positions(positions, 2, 8), positions)
+
+
+@pytest.mark.parametrize("rows", [1 + 12, 1 + 8, 1, 0])
+def test_positions_of_no_square_are_an_error(rows):
+    with pytest.raises(ValueError, match=f"{rows} position rows are not one for CLS and a square grid"):
+        interpolate_positions(torch.zeros(1, rows, 6), 4, 4)
+
+
+def test_a_side_that_is_no_multiple_of_the_patch(tower):
+    with pytest.raises(ValueError, match=r"photos of 32x36 pixels \(height x width\): both sides must be multiples of 8"):
+        tower(torch.zeros(1, 3, 32, 36))
+
+
+def test_everything_but_nothing_else_learns(tower):
+    tower(torch.randn(1, 3, 40, 24)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in tower.parameters())
+    tower.zero_grad()
