@@ -1,18 +1,24 @@
 """Task of models that read photos and class prompts: SimSeg's evaluation and prediction."""
 
+import logging
 from dataclasses import dataclass, field
+from typing import Optional
 
 from fairseq.tasks import register_task
 
 from ofaseg.data import image_text_transforms
 from ofaseg.evaluation import postprocess
-from ofaseg.evaluation.zero_shot_settings import load_settings
+from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings, load_settings
 from ofaseg.prompts import load_templates
 from ofaseg.vocabulary import ClassVocabulary
 from ofaseg.wordpiece import WordPieceTokenizer, find_vocab
 from user_tasks.segmentation_task import SegmentationTask, SegmentationTaskConfig
 
+logger = logging.getLogger(__name__)
+
 BACKGROUND_NAME = "background"
+FEWEST_CANDIDATES = 3
+"""Fewer classes than this never have one above mean + standard deviation of their scores."""
 
 
 @dataclass
@@ -31,7 +37,7 @@ class DenseSegmentationConfig(SegmentationTaskConfig):
     )
     refine: str = field(
         default="auto",
-        metadata={"help": "how maps become masks: dense_crf, pydensecrf, pamr, threshold; auto: dense_crf, none with --zero-shot dense"},
+        metadata={"help": "how maps become masks: dense_crf, pydensecrf, pamr, threshold, none; auto: dense_crf, none with --zero-shot dense"},
     )
     threshold: float = field(default=0.5, metadata={"help": "where pamr and threshold cut a map stretched to 0..1"})
     resnet_prob_temperature: float = field(
@@ -73,21 +79,32 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
     def __init__(self, cfg: DenseSegmentationConfig, vocabulary: ClassVocabulary):
         super().__init__(cfg, vocabulary)
         self.set_up_prompts(cfg, vocabulary.names)
-        self.zero_shot = None if self._is_dense() else load_settings("pascal_voc" if cfg.zero_shot == "auto" else cfg.zero_shot)
+        self.zero_shot = self._settings()
 
     @classmethod
     def setup_task(cls, cfg: DenseSegmentationConfig, **kwargs):
         return cls(cfg, cls.resolve_vocabulary(cfg))
 
-    def _is_dense(self) -> bool:
-        if self.cfg.zero_shot == "auto":
-            return self.vocabulary.names[0].lower() != BACKGROUND_NAME
-        return self.cfg.zero_shot == "dense"
+    def _settings(self) -> Optional[ZeroShotSettings]:
+        """How the present classes are chosen; None for the best class per pixel."""
+        choice = str(self.cfg.zero_shot)
+        if choice == "auto":
+            choice = "pascal_voc" if self.vocabulary.names[0].lower() == BACKGROUND_NAME else "dense"
+        if choice == "dense":
+            return None
+        if len(self.vocabulary) < FEWEST_CANDIDATES:
+            logger.warning(
+                "%d classes are too few to choose from: of two scores none lies a standard deviation above their mean, so all is "
+                "background; name more classes, or use zero_shot=dense",
+                len(self.vocabulary),
+            )
+        return load_settings(choice)
 
     def set_class_names(self, vocabulary: ClassVocabulary) -> None:
         """Replaces the class vocabulary; the model needs `set_classes(task.class_prompts)` afterwards."""
         self.vocabulary = vocabulary
         self.class_prompts = self.prompts_of(vocabulary.names)
+        self.zero_shot = self._settings()
 
     def evaluation_transform(self, sample: dict, rng=None) -> dict:
         """Only the image: a square of `patch_image_size`, aspect lost, as the published evaluation resizes."""

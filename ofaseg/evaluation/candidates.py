@@ -5,7 +5,7 @@ closed, brought to the photo's size and painted; what nobody claims is backgroun
 a class that is not chosen.
 """
 
-from typing import Sequence
+from typing import Sequence, Union
 
 import torch
 from torch import Tensor
@@ -22,16 +22,17 @@ def candidate_classes(scores: Tensor, settings: ZeroShotSettings) -> list[tuple[
     """Classes that a photo holds, with their scores, best first.
 
     Among the `top_m` best the threshold is mean + `std_factor` x (unbiased) standard deviation. The `candidates` best are
-    asked, up to the first below it; the background uses a place, but is never a candidate.
+    asked, up to the first below it; the background uses a place, but is never a candidate. Equal scores come in the order of ids.
 
     Args:
         scores: (K,) score of each class in the photo.
     """
-    top = scores.float().topk(min(settings.top_m, len(scores)))
-    threshold = top.values.mean() + settings.std_factor * (top.values.std() if len(top.values) > 1 else 0.0)
-    passes = (top.values >= threshold).tolist()
+    ordered, ids = scores.float().sort(descending=True, stable=True)
+    top = ordered[: settings.top_m]
+    threshold = top.mean() + settings.std_factor * (top.std() if len(top) > 1 else 0.0)
+    passes = (top >= threshold).tolist()
     result = []
-    for k, score, passed in list(zip(top.indices.tolist(), top.values.tolist(), passes))[: settings.candidates]:
+    for k, score, passed in list(zip(ids.tolist(), top.tolist(), passes))[: settings.candidates]:
         if k == settings.background_class:
             continue
         if not passed:
@@ -51,15 +52,20 @@ def foreground_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return stretched.repeat_interleave(rows, 1).repeat_interleave(columns, 2)
 
 
-def paint(masks: Tensor, candidates: Sequence[tuple[int, float]], background: int = 0) -> Tensor:
+def paint(masks: Tensor, candidates: Sequence[tuple[int, float]], under: Union[int, Tensor] = 0) -> Tensor:
     """Masks (M, H, W) bool of the candidates -> (H, W) long class ids: the best score wins, of equal ones the lower id.
 
-    A score of 0 or less loses against the background, whose score is 0.
+    Args:
+        under: what stands where no mask is: the background's id, whose score is 0, so that scores of 0 or less lose against it; or,
+            for classes without a background, a label map (H, W).
     """
-    label_map = torch.full(masks.shape[1:], background, dtype=torch.long, device=masks.device)
+    if isinstance(under, Tensor):
+        label_map = under.clone()
+    else:
+        label_map = torch.full(masks.shape[1:], under, dtype=torch.long, device=masks.device)
     for m in sorted(range(len(candidates)), key=lambda m: (candidates[m][1], -candidates[m][0])):
         k, score = candidates[m]
-        if score > 0:
+        if score > 0 or isinstance(under, Tensor):
             label_map.masked_fill_(masks[m], k)
     return label_map
 
@@ -72,7 +78,8 @@ def segment_by_candidates(
     refine: str = "dense_crf",
     threshold: float = 0.5,
 ) -> list[SegmentationOutput]:
-    """One SegmentationOutput per photo, at its native size.
+    """One SegmentationOutput per photo, at its native size. Without a background class, pixels that no mask claims take their patch's
+    best class.
 
     Args:
         output: class_logits (B, K, h, w), cosines of patches and classes, and image_scores (B, K).
@@ -97,5 +104,8 @@ def segment_by_candidates(
             maps = foreground_maps(logits[[k for k, _ in chosen]].float(), tuple(image.shape[:2]))
             masks = refine_masks(refine, image, maps, threshold)
             masks = nearest_resize(close_holes(masks, CLOSING_KERNEL), size)
-        results.append(SegmentationOutput(label_map=paint(masks, chosen, settings.background_class)))
+        under = settings.background_class
+        if under is None:
+            under = nearest_resize(logits.argmax(0), size)
+        results.append(SegmentationOutput(label_map=paint(masks, chosen, under)))
     return results

@@ -34,8 +34,8 @@ class PostProcess:
         flip_average: average the probabilities with those of the mirrored image (the caller runs the model twice).
         return_scores: also hand on (K, H, W) probabilities; memory grows with K * H * W.
         candidates: choose classes by their scores in the whole photo and paint their masks; None: the best class per pixel.
-        refine: with `candidates` how maps become masks, a name of `ofaseg.evaluation.refine`; else what happens to class
-            probabilities at the model's size: none, or a name of `class_refinement.CLASS_REFINEMENTS`.
+        refine: with `candidates` how maps become masks, a name of `ofaseg.evaluation.refine` (none: the threshold alone); else what
+            happens to class probabilities at the model's size: none, or a name of `class_refinement.CLASS_REFINEMENTS`.
         threshold: where refinements cut a map in 0..1 (with `candidates`).
     """
 
@@ -86,7 +86,8 @@ def segmentations(
         raise ValueError(f"refine {post.refine!r} reads the photos, but only class scores were given; set refine to none")
     if post.candidates is not None:
         output = _cosines(output, post, flipped)
-        return segment_by_candidates(output, images, native_sizes, post.candidates, post.refine, post.threshold)
+        refine = "threshold" if post.refine == "none" else post.refine
+        return segment_by_candidates(output, images, native_sizes, post.candidates, refine, post.threshold)
     is_probability = post.resnet_iters > 0 or post.flip_average or post.refine != "none"
     scores = logits
     if is_probability:
