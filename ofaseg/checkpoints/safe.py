@@ -79,9 +79,7 @@ def load_state(path) -> dict:
     extra = content.get("extra_state") if weights is not content else None
     averaged = extra.get("ema") if isinstance(extra, dict) else None
     averaged = {key: value for key, value in (averaged or {}).items() if isinstance(value, torch.Tensor)}
-    if simseg_state.is_official(weights):
-        weights = simseg_state.to_ours(weights)
-    return {"model": weights, "ema": averaged, "cfg": plain(cfg), "task_state": plain(content.get("task_state")) or {}}
+    return {"model": _renamed(weights), "ema": averaged, "cfg": plain(cfg), "task_state": plain(content.get("task_state")) or {}}
 
 
 def load_configuration(path) -> dict:
@@ -114,7 +112,12 @@ def _load_safetensors(path: Path) -> dict:
     if about.is_file():
         cfg = _read_description(about)
         _check_weights(cfg, about, path)
-    return {"model": weights, "ema": {}, "cfg": cfg, "task_state": {}}
+    return {"model": _renamed(weights), "ema": {}, "cfg": cfg, "task_state": {}}
+
+
+def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights under our names, where a method's official names differ from them as a whole."""
+    return simseg_state.to_ours(weights) if simseg_state.is_official(weights) else weights
 
 
 def _read_description(about: Path) -> dict:

@@ -56,24 +56,34 @@ def keep_class_embeddings(model, prompts: Sequence) -> None:
     class list or template set. A folder that cannot be written costs nothing but the next run's time.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load, save
 
-    folder = os.environ.get(CACHE_VARIABLE, str(Path.home() / ".cache" / "ofaseg"))
+    folder = os.environ.get(CACHE_VARIABLE)
+    if folder is None:
+        folder = os.path.expanduser("~/.cache/ofaseg")
     if not folder:
         return
     path = Path(folder) / "class_vectors" / f"{_fingerprint(model, prompts)}.safetensors"
-    if path.is_file():
-        try:
-            model.keep_class_embeddings(load_file(path)["vectors"])
-            return
-        except (SafetensorError, OSError, KeyError) as error:
-            logger.warning("%s: class vectors cannot be read (%s); they are made again", path, error)
+    try:
+        model.keep_class_embeddings(_checked(load(path.read_bytes())["vectors"], len(prompts), model.config.projection_dim))
+        return
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the first run with this checkpoint and these classes
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        logger.warning("%s: class vectors cannot be read (%s); they are made again", path, error)
     vectors = model.class_embeddings()
     try:
         with atomic_write(path) as file:
             file.write(save({"vectors": vectors.cpu()}))
     except OSError as error:
         logger.warning("%s: class vectors cannot be kept (%s); set %s to a folder that can be written", path, error, CACHE_VARIABLE)
+
+
+def _checked(vectors: Tensor, classes: int, dim: int) -> Tensor:
+    """`vectors` themselves; raises ValueError unless they are finite (classes, dim)."""
+    if vectors.shape != (classes, dim) or not torch.isfinite(vectors).all():
+        raise ValueError(f"shape {tuple(vectors.shape)} instead of {(classes, dim)}, or not finite")
+    return vectors
 
 
 def _fingerprint(model, prompts: Sequence) -> str:
