@@ -64,11 +64,15 @@ class ImageTextPretrainingConfig(FairseqDataclass):
 class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
     """Trains a dual encoder on pairs (SimSeg, section 3); label maps are never read in training."""
 
+    uses_ema = True
+    """With --store-ema, validation uses the averaged weights."""
+
     def __init__(self, cfg: ImageTextPretrainingConfig):
         self.segmentation = self._segmentation_task(cfg) if cfg.seg_data else None
         super().__init__(cfg, self.segmentation.vocabulary if self.segmentation else None)
         self.set_up_prompts(cfg, self.vocabulary.names if self.vocabulary else ())
         self._retrieval = RetrievalEvaluator()
+        self._validated = None
         self._segmentation_scores: dict[str, float] = {}
 
     @classmethod
@@ -169,10 +173,10 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
     def begin_valid_epoch(self, epoch, model) -> None:
         super().begin_valid_epoch(epoch, model)
         self._retrieval.reset()
-        self._segmentation_scores = {}
+        self._validated, self._segmentation_scores = None, {}
 
     def valid_step(self, sample, model, criterion, ema_model=None):
-        model = unwrap(ema_model if ema_model is not None else model)
+        model = self._validated = unwrap(ema_model if ema_model is not None else model)
         model.eval()
         device = model.temperature.device
         with torch.no_grad(), self.autocast(device):
@@ -190,7 +194,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
 
     def post_validate(self, model, stats: dict, agg) -> None:
         """fairseq's hook after each validation subset, on all ranks: adds retrieval scores, and mIoU where there are labelled shards."""
-        model = unwrap(model)
+        model = unwrap(model) if self._validated is None else self._validated
         scores = self._retrieval.compute(model.temperature.device)
         self._retrieval.reset()
         if self.segmentation is not None and not self._segmentation_scores:
@@ -207,6 +211,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         batches = (dataset.collater([dataset[i] for i in part]) for part in parts)
         evaluator, post = SemanticEvaluator(task.vocabulary), task.validation_posts()["_confusion"]
         model.eval()
+        model.set_classes(task.class_prompts)  # averaged weights are never in training mode, so their class vectors would be old
         run = evaluate_batches(batches, lambda batch: task.predict_batch(model, batch["net_input"], batch["native_sizes"], post), evaluator)
         return {name: run.scores[name] for name in ("mIoU", "mAcc", "aAcc")}
 
