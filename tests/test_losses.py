@@ -1,11 +1,12 @@
-"""The chunked loss against torch's own: value and gradient."""
+"""The losses against torch and numpy: value and gradient."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ofaseg import losses
-from ofaseg.losses import upsampled_cross_entropy
+from ofaseg.losses import contrastive_loss, upsampled_cross_entropy
 from ofaseg.vocabulary import IGNORE_INDEX
 
 
@@ -70,3 +71,67 @@ def test_narrow_class_ids_give_the_same_loss():
     logits, target = torch.randn(2, 3, 4, 5), torch.randint(IGNORE_INDEX, 3, (2, 8, 10))
     expected = upsampled_cross_entropy(logits, target, 0.1)
     assert torch.equal(upsampled_cross_entropy(logits, target.to(torch.int16), 0.1), expected)
+
+
+# -- contrastive loss --------------------------------------------------------------------------------------------------
+
+
+def numpy_contrastive(image, text, all_images, all_texts, temperature, first, smoothing):
+    """Pair by pair in float64: minus the log share of the partner, both ways; and the hits."""
+    total, hits = 0.0, [0, 0]
+    for direction, (queries, gallery) in enumerate(((image, all_texts), (text, all_images))):
+        for i, query in enumerate(queries.astype(np.float64)):
+            scores = gallery.astype(np.float64) @ query / temperature
+            log_shares = scores - scores.max() - np.log(np.exp(scores - scores.max()).sum())
+            wanted = np.full(len(scores), smoothing / len(scores))
+            wanted[first + i] += 1 - smoothing
+            total -= 0.5 * (wanted * log_shares).sum()
+            hits[direction] += int(scores.argmax() == first + i)
+    return total, hits
+
+
+def unit_rows(rows, dim=12):
+    return F.normalize(torch.randn(rows, dim), dim=1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rows, first, pairs", [(6, 0, 6), (9, 3, 4), (9, 5, 4), (1, 0, 1)])
+def test_contrastive_loss_equals_numpy(smoothing, rows, first, pairs):
+    all_images = unit_rows(rows)
+    all_texts = F.normalize(all_images + 0.5 * unit_rows(rows), dim=1)
+    image, text = all_images[first : first + pairs], all_texts[first : first + pairs]
+    loss, hits = contrastive_loss(image, text, all_images, all_texts, torch.tensor(0.07), first, smoothing)
+    parts = (part.numpy() for part in (image, text, all_images, all_texts))
+    expected, expected_hits = numpy_contrastive(*parts, float(torch.tensor(0.07)), first, smoothing)
+    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert hits.tolist() == expected_hits
+
+
+def test_contrastive_gradients_are_the_residual():
+    """d/dI = (P + P'^T - 2 Y) T / (2 tau), with P over texts of an image and P' over images of a text; tau by differences."""
+    image, text = (unit_rows(5).double().requires_grad_() for _ in range(2))
+    temperature = torch.tensor(0.2, requires_grad=True)
+    loss = contrastive_loss(image, text, image, text, temperature)[0]
+    image_grad, text_grad, temperature_grad = torch.autograd.grad(loss, (image, text, temperature))
+    scores = (image @ text.T / 0.2).detach()
+    residual = scores.softmax(1) + scores.softmax(0) - 2 * torch.eye(5)
+    torch.testing.assert_close(image_grad, (residual @ text / 0.4).detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(text_grad, (residual.T @ image / 0.4).detach(), atol=1e-5, rtol=1e-4)
+    low, high = (numpy_contrastive(*[t.detach().numpy() for t in (image, text, image, text)], tau, 0, 0.0)[0] for tau in (0.199, 0.201))
+    assert float(temperature_grad) == pytest.approx((high - low) / 0.002, rel=1e-3)
+
+
+def test_parts_of_the_rows_sum_to_the_whole():
+    images, texts, temperature = unit_rows(8), unit_rows(8), torch.tensor(0.05)
+    whole, hits = contrastive_loss(images, texts, images, texts, temperature)
+    parts = [contrastive_loss(images[k : k + 2], texts[k : k + 2], images, texts, temperature, k) for k in (0, 2, 4, 6)]
+    assert float(sum(loss for loss, _ in parts)) == pytest.approx(float(whole), rel=1e-5)
+    assert torch.equal(sum(part for _, part in parts), hits)
+
+
+def test_contrastive_loss_is_float32_under_autocast():
+    images, texts, temperature = unit_rows(6), unit_rows(6), torch.tensor(0.02)
+    expected = contrastive_loss(images, texts, images, texts, temperature)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = contrastive_loss(images, texts, images, texts, temperature)[0]
+    assert found.dtype == torch.float32 and torch.equal(found, expected)

@@ -37,7 +37,9 @@ class DenseSegmentationConfig(SegmentationTaskConfig):
     )
     refine: str = field(
         default="auto",
-        metadata={"help": "how maps become masks: dense_crf, pydensecrf, pamr, threshold, none; auto: dense_crf, none with --zero-shot dense"},
+        metadata={
+            "help": "how maps become masks: dense_crf, pydensecrf, pamr, threshold, none; auto: dense_crf, none with --zero-shot dense"
+        },
     )
     threshold: float = field(default=0.5, metadata={"help": "where pamr and threshold cut a map stretched to 0..1"})
     resnet_prob_temperature: float = field(
@@ -123,5 +125,3 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
         """Scores during training come without CRF: quick, and good enough to choose a checkpoint."""
         refine = "none" if self.zero_shot is None else "threshold"
         return {"_confusion": self.post_process(resnet_iters=0, refine=refine)}
-
-

@@ -17,7 +17,7 @@ CLASS_REFINEMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def refine_classes(name: str, image: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Refines the classes that are the best anywhere; the others, of which there may be hundreds, could not become it.
+    """Refines the classes that are the best of some cell of the grid; of the others there may be hundreds, and they are left out.
 
     Args:
         name: one of `CLASS_REFINEMENTS`.
