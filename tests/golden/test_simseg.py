@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from ofaseg.evaluation.candidates import CLOSING_KERNEL, candidate_classes, foreground_maps, paint, segment_by_candidates
+from ofaseg.evaluation.dense_crf import binary_crf
+from ofaseg.evaluation.refine import REFINEMENTS, close_holes, nearest_resize
+from ofaseg.evaluation.semantic import bin_counts, matrix_from_bins
+from ofaseg.evaluation.zero_shot_settings import load_settings
 from ofaseg.losses import contrastive_loss
 from ofaseg.models.simseg import SimSeg, architecture_config
 from ofaseg.models.simseg_state import to_official, to_ours
@@ -111,3 +116,80 @@ def test_loss_and_gradients(case):
 def test_pixels_for_the_crf(case):
     photo = torch.from_numpy(case.arrays["seg/image_uint8"]).permute(2, 0, 1)[None]
     assert np.array_equal(case.model.pixels(photo)[0].numpy(), case.arrays["seg/crf_0_image"])
+
+
+# -- the whole chain on the stored photo: digest 8.2 -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chain(case):
+    """Our output for the stored photo, its candidates and their maps; the stored CRF calls and label map beside them."""
+    arrays = case.arrays
+    photo = torch.from_numpy(arrays["seg/image_uint8"]).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        output = case.model(photo)
+    calls = sum(name.endswith("_probability") for name in arrays)
+    chosen = candidate_classes(output.image_scores[0], load_settings("pascal_voc"))
+    maps = foreground_maps(output.class_logits[0, [k for k, _ in chosen]], tuple(photo.shape[2:]))
+    masks = torch.from_numpy(np.stack([arrays[f"seg/crf_{m}_mask"] for m in range(calls)])).bool()
+    label_map = torch.from_numpy(arrays["seg/label_map"].astype(np.int64))
+    return SimpleNamespace(
+        arrays=arrays, output=output, images=case.model.pixels(photo), calls=calls, chosen=chosen, maps=maps, masks=masks,
+        label_map=label_map, size=tuple(label_map.shape),
+    )  # fmt: skip
+
+
+def naive_candidates(scores: np.ndarray, top_m: int = 10) -> list[int]:
+    """Steps 4 and 7 of the digest in numpy."""
+    order = np.argsort(-scores, kind="stable")[:top_m]
+    threshold = scores[order].mean(dtype=np.float64) + scores[order].std(dtype=np.float64, ddof=1)
+    chosen = []
+    for k in order[:5]:
+        if k != 0:
+            if scores[k] < threshold:
+                break
+            chosen.append(int(k))
+    return chosen
+
+
+def test_candidates(chain):
+    """As many CRF calls as candidates, and every class of the stored label map is one of them."""
+    ids = [k for k, _ in chain.chosen]
+    assert ids == naive_candidates(chain.output.image_scores[0].numpy()) and len(ids) == chain.calls
+    assert set(chain.label_map.unique().tolist()) - {0} <= set(ids)
+
+
+def test_foreground_maps(chain):
+    for m in range(chain.calls):
+        assert_close(chain.maps[m], chain.arrays[f"seg/crf_{m}_probability"])
+
+
+def painted(chain, masks) -> torch.Tensor:
+    return paint(nearest_resize(close_holes(masks, CLOSING_KERNEL), chain.size), chain.chosen)
+
+
+def assert_stored_areas(chain, label_map) -> None:
+    truth = torch.from_numpy(chain.arrays["seg/ground_truth"].astype(np.int64))
+    truth[truth == 255] = -1
+    classes = len(chain.arrays["seg/intersect"])
+    matrix = matrix_from_bins(bin_counts(label_map, truth, classes), classes).double()
+    assert np.array_equal(matrix.diagonal().numpy(), chain.arrays["seg/intersect"])
+    assert np.array_equal((matrix.sum(0) + matrix.sum(1) - matrix.diagonal()).numpy(), chain.arrays["seg/union"])
+
+
+def test_label_map_and_areas_with_the_stored_masks(chain, monkeypatch):
+    label_map = painted(chain, chain.masks)
+    assert torch.equal(label_map, chain.label_map)
+    assert_stored_areas(chain, label_map)
+    monkeypatch.setitem(REFINEMENTS, "stored", lambda image, maps, threshold: chain.masks)
+    whole = segment_by_candidates(chain.output, chain.images, [chain.size], load_settings("pascal_voc"), "stored")[0].label_map
+    assert torch.equal(whole, chain.label_map)
+
+
+def test_label_map_with_our_crf(chain):
+    for m in range(chain.calls):
+        image, probability = chain.arrays[f"seg/crf_{m}_image"], torch.from_numpy(chain.arrays[f"seg/crf_{m}_probability"])
+        mask = binary_crf(image, probability[None])[0]
+        assert float((mask == chain.masks[m]).double().mean()) >= 0.99, m
+    found = segment_by_candidates(chain.output, chain.images, [chain.size], load_settings("pascal_voc"))[0].label_map
+    assert float((found == chain.label_map).double().mean()) >= 0.99
