@@ -25,16 +25,24 @@ def toy_photo(rng: np.random.Generator, label_map: np.ndarray) -> np.ndarray:
 
 
 def write_toy_shards(
-    root, split: str, num: int, sizes=((32, 48),), seed: int = 0, file_format: str = "tsv", names=NAMES
+    root, split: str, num: int, sizes=((32, 48),), seed: int = 0, file_format: str = "tsv", names=NAMES, captions: bool = False
 ) -> ClassVocabulary:
-    """Writes `num` rows whose photo sizes cycle through `sizes` (height, width); returns their vocabulary."""
+    """Writes `num` rows whose photo sizes cycle through `sizes` (height, width); returns their vocabulary.
+
+    With `captions` each photo has two, which name its classes.
+    """
     vocabulary = ClassVocabulary(tuple(names), source="toy")
     rng = np.random.default_rng(seed)
-    with ShardWriter(str(root), split, vocabulary, ["image", "label_map", "id"], format=file_format) as writer:
+    columns = ["image", "label_map", "id", *(["captions"] if captions else [])]
+    with ShardWriter(str(root), split, vocabulary, columns, format=file_format) as writer:
         for i in range(num):
             label_map = toy_label_map(rng, *sizes[i % len(sizes)])
             image = codec.encode_image(toy_photo(rng, label_map), "png")
-            writer.write({"id": f"{split}{i}", "image": image, "label_map": codec.encode_label_map(label_map, vocabulary)})
+            row = {"id": f"{split}{i}", "image": image, "label_map": codec.encode_label_map(label_map, vocabulary)}
+            if captions:
+                shown = " and ".join(names[k] for k in np.unique(label_map) if k >= 0)
+                row["captions"] = [f"a photo of {shown}", f"{shown} blocks"]
+            writer.write(row)
     return vocabulary
 
 
