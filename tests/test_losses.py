@@ -129,6 +129,12 @@ def test_parts_of_the_rows_sum_to_the_whole():
     assert torch.equal(sum(part for _, part in parts), hits)
 
 
+def test_no_pairs_are_no_loss():
+    nothing = torch.zeros(0, 4)
+    loss, hits = contrastive_loss(nothing, nothing, nothing, nothing, torch.tensor(0.02))
+    assert float(loss) == 0.0 and hits.tolist() == [0, 0]
+
+
 def test_contrastive_loss_is_float32_under_autocast():
     images, texts, temperature = unit_rows(6), unit_rows(6), torch.tensor(0.02)
     expected = contrastive_loss(images, texts, images, texts, temperature)[0]

@@ -2,11 +2,14 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Optional
 
 import numpy as np
 import torch
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
@@ -17,10 +20,13 @@ from ofaseg.data.image_text_sources import open_image_text
 from ofaseg.data.image_text_transforms import ImageTextEvaluation, ImageTextTraining
 from ofaseg.data.row_dataset import ON_BAD_SAMPLE
 from ofaseg.evaluation.evaluator import SemanticEvaluator, evaluate_batches, rank_indices, spread
+from ofaseg.evaluation.retrieval import SCORE_NAMES
 from ofaseg.evaluation.retrieval_evaluator import RetrievalEvaluator
 from ofaseg.structures import ImageTextOutput, unwrap
 from user_tasks.base_tasks import VocabularyTask
 from user_tasks.dense_segmentation import DenseSegmentationConfig, DenseSegmentationTask, PromptedClasses
+
+SEGMENTATION_SCORES = ("mIoU", "mAcc", "aAcc")
 
 
 @dataclass
@@ -72,7 +78,8 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         super().__init__(cfg, self.segmentation.vocabulary if self.segmentation else None)
         self.set_up_prompts(cfg, self.vocabulary.names if self.vocabulary else ())
         self._retrieval = RetrievalEvaluator()
-        self._validated = None
+        self._validated = None  # the model of the last validation step
+        self._scores: Optional[dict[str, float]] = None
         self._segmentation_scores: dict[str, float] = {}
 
     @classmethod
@@ -173,11 +180,12 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
     def begin_valid_epoch(self, epoch, model) -> None:
         super().begin_valid_epoch(epoch, model)
         self._retrieval.reset()
-        self._validated, self._segmentation_scores = None, {}
+        self._scores, self._segmentation_scores = None, {}
 
     def valid_step(self, sample, model, criterion, ema_model=None):
         model = self._validated = unwrap(ema_model if ema_model is not None else model)
         model.eval()
+        self._scores = None
         device = model.temperature.device
         with torch.no_grad(), self.autocast(device):
             if sample["nsentences"]:
@@ -192,14 +200,26 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         log["_bad_rows"] = len(sample.get("bad_rows", ()))
         return loss, pairs, log
 
-    def post_validate(self, model, stats: dict, agg) -> None:
-        """fairseq's hook after each validation subset, on all ranks: adds retrieval scores, and mIoU where there are labelled shards."""
-        model = unwrap(model) if self._validated is None else self._validated
-        scores = self._retrieval.compute(model.temperature.device)
-        self._retrieval.reset()
-        if self.segmentation is not None and not self._segmentation_scores:
-            self._segmentation_scores = self.segmentation_scores(model)
-        stats.update({name: round(value, 5) for name, value in (scores | self._segmentation_scores).items()})
+    def reduce_metrics(self, logging_outputs, criterion) -> None:
+        super().reduce_metrics(logging_outputs, criterion)
+        if not criterion.training:
+            for name in (*SCORE_NAMES, *(SEGMENTATION_SCORES if self.segmentation else ())):
+                metrics.log_derived(name, partial(self._validation_score, name))
+
+    def _validation_score(self, name: str, meters) -> float:
+        """A score of the whole validation subset, for fairseq's statistics (the best checkpoint may be chosen by it).
+
+        All ranks ask for all scores together. While `meters` are still being added to, it is one step that asks.
+        """
+        if any(meters is active for active in metrics.get_active_aggregators()):
+            return float("nan")
+        if self._scores is None:
+            self._scores = self._retrieval.compute(self._validated.temperature.device)
+            self._retrieval.reset()
+            if self.segmentation is not None:
+                self._segmentation_scores = self._segmentation_scores or self.segmentation_scores(self._validated)
+                self._scores |= self._segmentation_scores
+        return round(self._scores.get(name, float("nan")), 5)
 
     def segmentation_scores(self, model) -> dict[str, float]:
         """mIoU, mAcc and aAcc, 0..1, of zero-shot segmentation of `seg_data`, shared by the ranks."""
@@ -213,7 +233,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         model.eval()
         model.set_classes(task.class_prompts)  # averaged weights are never in training mode, so their class vectors would be old
         run = evaluate_batches(batches, lambda batch: task.predict_batch(model, batch["net_input"], batch["native_sizes"], post), evaluator)
-        return {name: run.scores[name] for name in ("mIoU", "mAcc", "aAcc")}
+        return {name: run.scores[name] for name in SEGMENTATION_SCORES}
 
 
 def _part_seed(seed: int, update_num: int, part: int) -> utils.set_torch_seed:

@@ -14,6 +14,8 @@ from torch import Tensor
 from ofaseg.evaluation.evaluator import gather_parts, gather_texts
 
 RECALLS = (1, 5, 10)
+SCORE_NAMES = (*(f"{direction}-R@{k}" for direction in ("I2T", "T2I") for k in RECALLS), "RSUM")
+"""What `retrieval_scores` returns."""
 Ids = Union[Tensor, Sequence[int], Sequence[str]]
 
 
