@@ -14,9 +14,16 @@ from ofaseg.models.simseg_state import to_official
 from ofaseg.tokenizers import TokenizerError
 from tests.golden.golden_weights import golden_tensor
 from tests.integration.pair_jobs import SPECIAL_TOKENS
+from tests.models.one_layer import one_layer
 
 WORDS = (*SPECIAL_TOKENS, *"a the photo of cat dog sky background .".split())
 NAMES = "cat, dog, sky"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with one_layer():
+        yield
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from criterions.image_text_contrastive import ImageTextContrastive
 from ofaseg import distributed
 from ofaseg.models.simseg import SimSeg, architecture_config
 from ofaseg.wordpiece import SPECIAL_TOKENS
+from tests.models.one_layer import one_layer
 from user_tasks.image_text_pretraining import ImageTextPretrainingConfig, ImageTextPretrainingTask
 
 WORDS = (*SPECIAL_TOKENS, *"a red green blue ball on grass with sky the photo of".split())
@@ -62,7 +63,8 @@ def make_task(folder, sub_batch: int = 0) -> ImageTextPretrainingTask:
 
 def make_model(dropout: float) -> SimSeg:
     torch.manual_seed(3)
-    return SimSeg(architecture_config("simseg_nano", image_size=16, projection_dim=24, dropout=dropout, temperature=0.1), len(WORDS))
+    with one_layer():
+        return SimSeg(architecture_config("simseg_nano", image_size=16, projection_dim=24, dropout=dropout, temperature=0.1), len(WORDS))
 
 
 def make_batch(pairs: int, first: int = 0, count: int = 0) -> dict:

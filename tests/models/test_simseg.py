@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from ofaseg.models.simseg import SimSeg, architecture_config
 from ofaseg.models.simseg_state import to_official, to_ours, upgrade_official_state
 from ofaseg.models.state import CheckpointError
+from tests.models.one_layer import one_layer
 
 WORDS = 60
 PROMPTS = [[[2, 9, 3], [2, 10, 11, 9, 3]], [[2, 20, 21, 22, 3], [2, 20, 3]], [[2, 30, 31, 3]]]
@@ -15,7 +16,8 @@ PROMPTS = [[[2, 9, 3], [2, 10, 11, 9, 3]], [[2, 20, 21, 22, 3], [2, 20, 3]], [[2
 
 def nano(image_size=32, **options) -> SimSeg:
     torch.manual_seed(1)
-    return SimSeg(architecture_config("simseg_nano", image_size=image_size, projection_dim=16, **options), WORDS, PROMPTS)
+    with one_layer():
+        return SimSeg(architecture_config("simseg_nano", image_size=image_size, projection_dim=16, **options), WORDS, PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +187,7 @@ def test_official_names(model):
     names = set(to_official(model.state_dict()))
     assert {
         "image_encoder.model.model.cls_token", "image_encoder.model.model.blocks.0.attn.qkv.bias",
-        "text_encoder.model.model.encoder.layer.1.attention.self.query.weight", "image_projection.linear.weight",
+        "text_encoder.model.model.encoder.layer.0.attention.self.query.weight", "image_projection.linear.weight",
         "text_projection.linear.weight", "loss.temperature",
     } <= names  # fmt: skip
     assert to_ours(to_official(model.state_dict())).keys() == model.state_dict().keys()
