@@ -120,11 +120,11 @@ def _set_up_logging() -> None:
 
 
 def run_command(run, args) -> int:
-    """Exit status of a command; an error of the user's making is one line on stderr and status 2."""
+    """Exit status of a command; an error of the user's making, or a package that an option needs and is not there, is one line on stderr and status 2."""
     _set_up_logging()
     try:
         return run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if getattr(args, "debug", False):
             raise
         print(f"error: {error}", file=sys.stderr)

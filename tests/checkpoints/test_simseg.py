@@ -16,6 +16,8 @@ from tests.golden.golden_weights import golden_tensor
 from tests.integration.pair_jobs import SPECIAL_TOKENS
 from tests.models.one_layer import one_layer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = (*SPECIAL_TOKENS, *"a the photo of cat dog sky background .".split())
 NAMES = "cat, dog, sky"
 

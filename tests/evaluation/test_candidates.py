@@ -12,6 +12,8 @@ from ofaseg.evaluation.candidates import candidate_classes, foreground_maps, pai
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings
 from ofaseg.structures import DenseOutput
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = ZeroShotSettings(top_m=10, candidates=5, std_factor=1.0, background_class=0)
 SIDE = 48
 

@@ -11,6 +11,8 @@ from ofaseg.evaluation.postprocess import PostProcess, segmentations
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings
 from ofaseg.structures import DenseOutput
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def scene():

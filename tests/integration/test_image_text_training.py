@@ -14,7 +14,7 @@ from tests.integration.pair_jobs import SPECIAL_TOKENS
 from tests.toy import write_toy_shards
 from tools.export_model import export
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 NAMES = ("background", "green", "blue")
 WORDS = "a the photo of and background green blue blocks . cat dog sky".split()

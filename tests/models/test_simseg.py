@@ -10,6 +10,8 @@ from ofaseg.models.simseg_state import to_official, to_ours, upgrade_official_st
 from ofaseg.models.state import CheckpointError
 from tests.models.one_layer import one_layer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = 60
 PROMPTS = [[[2, 9, 3], [2, 10, 11, 9, 3]], [[2, 20, 21, 22, 3], [2, 20, 3]], [[2, 30, 31, 3]]]
 

@@ -13,6 +13,8 @@ from ofaseg.vocabulary import ClassVocabulary
 from tests.integration.pair_jobs import SPECIAL_TOKENS
 from user_tasks.dense_segmentation import DenseSegmentationConfig, DenseSegmentationTask
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = (*SPECIAL_TOKENS, *"a the photo of cat dog sky background .".split())
 
 
@@ -103,3 +105,28 @@ def test_a_model_of_another_method_refines_its_classes(tmp_path, refine):
     assert maps[refine].shape == (60, 80) and set(np.unique(maps[refine])) <= set(range(17))
     assert 0 < (maps[refine] != maps["none"]).mean() < 0.5
     assert main([*command, "--out", str(tmp_path / "no"), "--refine", "threshold"]) == 1, "cuts single maps only"
+
+
+def test_a_refinement_whose_package_is_absent_is_one_message(tmp_path, capsys, monkeypatch):
+    """A SimSeg model with a background class, so that masks are asked for; as if nobody had built pydensecrf."""
+    import sys
+
+    import torch
+
+    from ofaseg.checkpoints import simseg
+    from ofaseg.models.simseg import SimSeg, architecture_config
+    from tests.models.one_layer import one_layer
+
+    for name in ("pydensecrf", "pydensecrf.densecrf"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(simseg.WIDTHS, 128, "simseg_nano")
+    monkeypatch.setattr("ofaseg.evaluation.candidates.candidate_classes", lambda scores, settings: [(1, 1.0)])
+    make_task(tmp_path, ("background", "cat"))
+    with one_layer():
+        torch.manual_seed(0)
+        simseg.export_official(SimSeg(architecture_config("simseg_nano"), len(WORDS)), tmp_path / "simseg.pth")
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(tmp_path / "x.png")
+        command = ["predict", str(tmp_path / "x.png"), "--checkpoint", str(tmp_path / "simseg.pth"), "--device", "cpu"]
+        command += ["--class-names", "background, cat, dog", "--refine", "pydensecrf", "--out", str(tmp_path / "out")]
+        assert main([*command, "--override", "patch_image_size=96"]) == 2
+    assert 'error: the refinement "pydensecrf" needs the package pydensecrf' in capsys.readouterr().err

@@ -9,6 +9,8 @@ from tests.integration import pair_jobs
 from tests.integration.forked import shared_server
 from user_tasks.image_text_pretraining import _part_seed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAIRS = 12
 
 

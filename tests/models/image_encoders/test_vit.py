@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from ofaseg.models.image_encoders.vit import PatchTransformer, interpolate_positions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def tower():

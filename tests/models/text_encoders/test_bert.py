@@ -5,6 +5,8 @@ import torch
 
 from ofaseg.models.text_encoders.bert import BertTokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def bert():
