@@ -120,7 +120,7 @@ def _set_up_logging() -> None:
 
 
 def run_command(run, args) -> int:
-    """Exit status of a command; an error of the user's making, or a package that an option needs and is not there, is one line on stderr and status 2."""
+    """Exit status of a command; an error of the user's making, or an absent optional package, is one line on stderr and status 2."""
     _set_up_logging()
     try:
         return run(args)
