@@ -1,18 +1,23 @@
 """Task of models that read photos and class prompts: SimSeg's evaluation and prediction."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
+import numpy as np
+import torch
 from fairseq.tasks import register_task
 
 from ofaseg.data import image_text_transforms
+from ofaseg.data.transforms import to_tensors
 from ofaseg.evaluation import postprocess
+from ofaseg.evaluation.heatmaps import SimilarityMaps
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings, load_settings
 from ofaseg.prompts import load_templates
 from ofaseg.vocabulary import ClassVocabulary
 from ofaseg.wordpiece import WordPieceTokenizer, find_vocab
-from user_tasks.segmentation_task import SegmentationTask, SegmentationTaskConfig
+from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +68,19 @@ class PromptedClasses:
         self.templates = load_templates(cfg.templates)
         self.class_prompts = self.prompts_of(names)
 
-    def prompts_of(self, names) -> list[list[list[int]]]:
-        """Class -> template -> token ids with CLS and SEP, at most `text_length`."""
-        texts = [template.replace("{}", name) for name in names for template in self.templates]
+    def tokenize(self, texts: list[str]):
+        """(ids, mask), both (n, text_length) int64."""
+        return self.wordpiece(texts, self.cfg.text_length)
+
+    def prompts_of(self, names, templates: Sequence[str] = ()) -> list[list[list[int]]]:
+        """Class -> template (the task's, unless given) -> token ids with CLS and SEP, at most `text_length`."""
+        templates = templates or self.templates
+        texts = [template.replace("{}", name) for name in names for template in templates]
         if not texts:
             return []
         ids, mask = self.wordpiece(texts, self.cfg.text_length)
         rows = [row[: int(length)] for row, length in zip(ids.tolist(), mask.sum(1).tolist())]
-        step = len(self.templates)
+        step = len(templates)
         return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
@@ -125,3 +135,38 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
         """Scores during training come without CRF: quick, and good enough to choose a checkpoint."""
         refine = "none" if self.zero_shot is None else "threshold"
         return {"_confusion": self.post_process(resnet_iters=0, refine=refine)}
+
+    # ---- maps of phrases ----
+
+    def similarity_maps(
+        self, model, image: np.ndarray, phrases: Sequence[str], side: int = 0, templates: Sequence[str] = ("{}",)
+    ) -> SimilarityMaps:
+        """How well each patch of a photo, and the photo as a whole, go with free phrases.
+
+        The phrases become the model's classes, so that they are encoded once for many photos; `model.set_classes(self.class_prompts)`
+        brings back those of the vocabulary.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, of any size.
+            phrases: P texts; those longer than `text_length` tokens lose their end.
+            side: 0 for the published square of `patch_image_size`; else the short side that the model reads, aspect kept, both
+                sides rounded to whole patches, the long one at most `LONG_SIDE` times `side`.
+            templates: sentences around the phrases, whose vectors are averaged; "{}" reads a phrase as it is written.
+
+        Raises:
+            ValueError: no phrase, an empty one, or a side below 0.
+        """
+        if not phrases or not all(phrase.strip() for phrase in phrases) or side < 0:
+            raise ValueError(f"phrases {list(phrases)}, side {side}: give at least one phrase, none empty, and a side of at least 0 pixels")
+        prompts = self.prompts_of(phrases, templates)
+        if model.prompts != prompts:
+            model.set_classes(prompts)
+        if side:
+            sample = image_text_transforms.short_side_resize({"image": image}, side, model.grid_stride, LONG_SIDE * side)
+        else:
+            sample = self.evaluation_transform({"image": image})
+        photo = to_tensors(sample)["image"][None].to(next(model.parameters()).device)
+        with torch.no_grad(), self.autocast(photo.device):
+            output = model.predict(image=photo)
+        cosines, scores = output.class_logits[0].float().cpu().numpy(), output.image_scores[0].float().cpu().numpy()
+        return SimilarityMaps(tuple(phrases), cosines, scores)

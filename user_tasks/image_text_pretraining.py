@@ -132,10 +132,6 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
             world_size=distributed.world_size(),
         )
 
-    def tokenize(self, texts: list[str]):
-        """(ids, mask), both (n, text_length) int64."""
-        return self.wordpiece(texts, self.cfg.text_length)
-
     # ---- training ----
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, ema_model=None):

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TASKS = {"segofa": "seq2seq_segmentation", "simseg": "dense_segmentation"}
 """Registered model -> the task that segments with it."""
+NO_CLASSES = "none"
+"""Stands for the class list where there is none: a task has at least one class."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -45,10 +47,33 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
     Raises:
         CheckpointError: the file cannot be used, has no class names, or an override is unknown.
     """
-    import ofaseg  # noqa: F401  registers tasks and models
+    path = Path(path)
+    model, task, weights = _restored(path, load_state(path), class_names, device, overrides)
+    if simseg.is_simseg(weights):
+        simseg.keep_class_embeddings(model, task.class_prompts)
+    return model, task
 
+
+def load_dual_encoder(path, device="cpu", overrides: Optional[dict] = None):
+    """As `load_model` for uses in which classes play no part: phrases, captions, features. No class names are needed or encoded.
+
+    Returns: (model with `embed_image`, `embed_text` and `patches`, in evaluation mode; its segmentation task).
+
+    Raises:
+        CheckpointError: as `load_model`; or the model has no image and text tower.
+    """
     path = Path(path)
     state = load_state(path)
+    if not simseg.is_simseg(state["model"]):
+        raise CheckpointError(f"{path}: not a dual encoder; this needs a model with an image and a text tower, such as SimSeg")
+    model, task, _ = _restored(path, state, NO_CLASSES, device, {"data": "", **(overrides or {})})
+    return model, task
+
+
+def _restored(path: Path, state: dict, class_names: Optional[str], device, overrides: Optional[dict]):
+    """(model, task, weights loaded) of what `load_state` read from `path`; see `load_model`."""
+    import ofaseg  # noqa: F401  registers tasks and models
+
     model_options, task_options, recorded = _options(state, path)
     overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     model_name, model_config = _merged(_model_dataclass, model_options, overrides)
@@ -74,14 +99,11 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
     if state["ema"] and not is_official_configuration(state["cfg"] or {}):
         logger.info("%s: using the averaged weights, as validation did", path)
         weights = state["ema"]
-    if not same_classes:
+    if not same_classes and not simseg.is_simseg(weights):  # whose classes are never weights
         logger.info("%s: class embeddings are made from the %d class names", path, len(task.vocabulary))
         weights = {key: value for key, value in weights.items() if key not in CLASS_KEYS}
     load_weights(model, weights, str(path))
-    model = model.to(device).eval()
-    if simseg.is_simseg(weights):
-        simseg.keep_class_embeddings(model, task.class_prompts)
-    return model, task
+    return model.to(device).eval(), task, weights
 
 
 def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabulary]]:

@@ -1,5 +1,6 @@
 """Segments photos into named classes: an overlay with a legend, an index PNG and a JSON file of areas for each.
 
+With --maps it draws where free phrases are instead: one heat map per phrase and the cosines as .npz.
 Photos are files, folders, text files with one path or URL per line, and file:// or http(s):// URLs.
 """
 
@@ -11,7 +12,7 @@ import urllib.parse
 import urllib.request
 from dataclasses import asdict
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -33,15 +34,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="fairseq checkpoint (.pt), or exported model.safetensors")
     parser.add_argument("--out", default="predictions", help="folder for the results (default: predictions)")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 when a photo could not be segmented")
+    parser.add_argument(
+        "--maps",
+        nargs="+",
+        default=[],
+        metavar="PHRASE",
+        help="draw where these phrases are, each read as written (within the sentences of --override templates=... where given)",
+    )
+    parser.add_argument(
+        "--map-size", type=int, default=0, metavar="SIDE", help="short side in pixels that the model reads for --maps (default: its square)"
+    )
     common.add_model_arguments(parser)
 
 
 def run(args) -> int:
     from ofaseg.checkpoints import load_model
+    from ofaseg.commands import predict_maps
 
     sources = list(dict.fromkeys(expand(args.images)))
     if not sources:
         raise ValueError(f"no photo in {', '.join(args.images)}; photos end in {' '.join(PHOTO_SUFFIXES)}")
+    if args.maps or args.map_size:
+        return for_each(sources, args, predict_maps.worker(args), "drawn")
     overrides = common.parse_overrides(args.override)
     if args.bpe_dir:
         overrides["bpe_dir"] = args.bpe_dir
@@ -51,23 +65,35 @@ def run(args) -> int:
     model, task = load_model(args.checkpoint, class_names=args.class_names or None, device=device, overrides=overrides)
     model.eval()
     post = task.post_process(**common.post_process_changes(args))
+
+    def segment(source: str, stem: Path) -> str:
+        areas = predict_one(source, stem, model, task, post)
+        return ", ".join(f"{area['name']} {area['percent']:.1f} %" for area in areas[:5])
+
+    return for_each(sources, args, segment, "segmented")
+
+
+def for_each(sources: list[str], args, work: Callable[[str, Path], str], done: str) -> int:
+    """Calls `work` with every photo and the stem of its results, prints the line it returns, and gives the exit status.
+
+    A photo that cannot be read, or is too large, is reported and costs only itself.
+    """
     failures = 0
     for source, name in tqdm(zip(sources, output_names(sources)), total=len(sources), unit="image", disable=None):
         try:
-            areas = predict_one(source, Path(args.out) / name, model, task, post)
+            shown = work(source, Path(args.out) / name)
         except torch.OutOfMemoryError:
             failures += 1
-            logger.error("%s: too large for the memory of %s; try --override patch_image_size=256, or --device cpu", source, device)
+            smaller = "a smaller --map-size" if args.maps else "--override patch_image_size=256"
+            logger.error("%s: too large for the memory of %s; try %s, or --device cpu", source, common.choose_device(args.device), smaller)
             continue
         except (ValueError, OSError, cv2.error) as error:
             failures += 1
             logger.error("%s: %s", source, error)
             continue
-        shown = ", ".join(f"{area['name']} {area['percent']:.1f} %" for area in areas[:5])
         tqdm.write(f"{source}: {shown}")
     print(
-        f"{len(sources) - failures} of {len(sources)} photos segmented into {args.out}"
-        + (f"; {failures} failed, see above" if failures else "")
+        f"{len(sources) - failures} of {len(sources)} photos {done} into {args.out}" + (f"; {failures} failed, see above" if failures else "")
     )
     return 1 if failures == len(sources) or (args.strict and failures) else 0
 

@@ -21,7 +21,18 @@ _CROP_ATTEMPTS = 10
 
 def square_resize(sample: dict, size: int) -> dict:
     """To `size` x `size`, whatever the aspect: bilinear, antialiased."""
-    return _resized(sample, size, None)
+    return _resized(sample, (size, size), None)
+
+
+def short_side_resize(sample: dict, side: int, multiple: int, longest: int) -> dict:
+    """Aspect kept as far as sides of whole multiples allow: bilinear, antialiased.
+
+    The short side becomes about `side` pixels, or the long one `longest` where that is less; both are rounded to `multiple`.
+    """
+    height, width = sample["image"].shape[:2]
+    factor = min(side / min(height, width), longest / max(height, width))
+    rows, columns = (max(1, round(length * factor / multiple)) * multiple for length in (height, width))
+    return _resized(sample, (rows, columns), None)
 
 
 def centre_crop(sample: dict, size: int) -> dict:
@@ -67,15 +78,15 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> dict:
     """A random window (see `crop_window`) resized to `size` x `size`: bilinear, antialiased."""
-    return _resized(sample, size, crop_window(*sample["image"].shape[:2], rng, scale, ratio))
+    return _resized(sample, (size, size), crop_window(*sample["image"].shape[:2], rng, scale, ratio))
 
 
-def _resized(sample: dict, size: int, window: Optional[tuple[int, int, int, int]]) -> dict:
+def _resized(sample: dict, size: tuple[int, int], window: Optional[tuple[int, int, int, int]]) -> dict:
     image = sample["image"]
     if window is not None:
         top, left, height, width = window
         image = image[top : top + height, left : left + width]
-    picture = Image.fromarray(np.ascontiguousarray(image)).resize((size, size), Image.Resampling.BILINEAR)
+    picture = Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.BILINEAR)
     return sample | {"image": np.array(picture)}
 
 
