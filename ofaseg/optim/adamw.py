@@ -25,6 +25,9 @@ class TorchAdamWConfig(FairseqDataclass):
     adam_betas: str = field(default="(0.9, 0.999)", metadata={"help": "betas of the running averages, e.g. '(0.9, 0.98)'"})
     adam_eps: float = field(default=1e-8, metadata={"help": "epsilon added to the denominator"})
     weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay, multiplied by the learning rate"})
+    no_decay_vectors: bool = field(
+        default=False, metadata={"help": "no weight decay on scalars and vectors: biases, norms, temperature; CLS and position tables decay"}
+    )
     zero1: bool = field(default=False, metadata={"help": "ZeRO stage 1: each process keeps the state of a part of the parameters"})
     lr: List[float] = II("optimization.lr")
 
@@ -43,6 +46,13 @@ def parse_betas(text) -> tuple:
     if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
         raise ValueError(f"--adam-betas {text!r}: give two numbers from 0 up to, not including, 1, e.g. '(0.9, 0.999)'")
     return betas
+
+
+def decay_groups(parameters: list) -> list[dict]:
+    """Two groups, empty ones left out: matrices and tables, which decay, and tensors of at most one dimension, which do not."""
+    matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def _count_versions(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
@@ -66,6 +76,7 @@ class TorchAdamW(FairseqOptimizer):
         params = list(params)
         self._implementation = {"fused": True} if _fusable(params) else {"foreach": None}
         options = {**self.optimizer_config, **self._implementation}
+        params = decay_groups(params) if cfg.no_decay_vectors else params
         if cfg.zero1 and dist.is_initialized() and dist.get_world_size() > 1:
             from torch.distributed.optim import ZeroRedundancyOptimizer  # a second that only sharing processes pay
 
@@ -91,10 +102,16 @@ class TorchAdamW(FairseqOptimizer):
         """Loads running averages and step counts; betas, eps, weight decay and the kernel stay those of this run.
 
         A checkpoint written on a GPU so resumes on a CPU and the other way round, with or without ``--zero1``.
+
+        Raises:
+            ValueError: the checkpoint was written with the other choice of --no-decay-vectors, which orders parameters in another way.
         """
-        own = {name: value for name, value in self.optimizer_config.items() if name != "lr"}
+        saved, present = state_dict["param_groups"], self._optimizer.param_groups
+        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in present]:
+            raise ValueError("the checkpoint groups its parameters otherwise; resume with the same model and --no-decay-vectors as before")
+        own = {name: value for name, value in self.optimizer_config.items() if name not in ("lr", "weight_decay")}
         own.update({"fused": None, "foreach": None, "capturable": False}, **self._implementation)
-        groups = [{**group, **own} for group in state_dict["param_groups"]]
+        groups = [{**group, **own, "weight_decay": now["weight_decay"]} for group, now in zip(saved, present)]
         super().load_state_dict({**state_dict, "param_groups": groups}, optimizer_overrides)
 
     @property

@@ -95,6 +95,23 @@ def test_other_dtypes_than_floats_are_not_fused():
     assert build([complex_parameter]).optimizer.defaults["fused"] is None
 
 
+def test_vectors_can_be_spared_from_decay():
+    """Without gradient of its own, a decayed tensor shrinks by 1 - lr * weight_decay per update, another one stays."""
+    params = parameters()
+    before = [parameter.detach().clone() for parameter in params]
+    optimizer = build(params, no_decay_vectors=True)
+    for parameter in params:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(params[0], before[0] * (1 - 0.1 * 0.1))
+    assert torch.equal(params[1], before[1]) and torch.equal(params[2], before[2])
+    resumed = build(params, no_decay_vectors=True, weight_decay=0.3)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert [group["weight_decay"] for group in resumed.param_groups] == [0.3, 0.0]
+    with pytest.raises(ValueError, match="--no-decay-vectors as before"):
+        build(params).load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
 def test_zero1_in_one_process_is_adamw():
     assert isinstance(build(parameters(), zero1=True).optimizer, torch.optim.AdamW)
 
