@@ -27,6 +27,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--refine", default=None, help="refine maps by colour: none, dense_crf, pydensecrf, pamr, threshold (default: the checkpoint's)"
     )
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    add_override_arguments(parser)
+
+
+def add_override_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings of the checkpoint to change, and tracebacks: in every command that loads a model."""
     parser.add_argument(
         "--override",
         action="append",

@@ -92,9 +92,8 @@ def for_each(sources: list[str], args, work: Callable[[str, Path], str], done: s
             logger.error("%s: %s", source, error)
             continue
         tqdm.write(f"{source}: {shown}")
-    print(
-        f"{len(sources) - failures} of {len(sources)} photos {done} into {args.out}" + (f"; {failures} failed, see above" if failures else "")
-    )
+    failed = f"; {failures} failed, see above" if failures else ""
+    print(f"{len(sources) - failures} of {len(sources)} photos {done} into {args.out}{failed}")
     return 1 if failures == len(sources) or (args.strict and failures) else 0
 
 

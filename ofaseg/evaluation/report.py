@@ -103,6 +103,19 @@ def with_constant(name: str, scores: dict) -> list[tuple[str, dict]]:
     return rows
 
 
+def retrieval_table(results: Sequence[tuple[str, dict]]) -> str:
+    """A Markdown table of (name, `retrieval_scores` with images and captions), in percent: R@k of captions for photos, then of photos
+    for captions, and RSUM, the sum of the six.
+    """
+    directions = {"I2T": "image to text", "T2I": "text to image"}
+    columns = [(f"{key}-R@{k}", f"{title} R@{k}") for key, title in directions.items() for k in (1, 5, 10)] + [("RSUM", "RSUM")]
+    lines = ["| | " + " | ".join(title for _, title in columns) + " | images | captions |", "|---|" + "---:|" * (len(columns) + 2)]
+    for name, scores in results:
+        cells = [percent(scores.get(key)) for key, _ in columns] + [str(scores.get(key, "–")) for key in ("images", "captions")]
+        lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def jsonable(value):
     """The same structure with nan and infinities replaced by None, for strict JSON."""
     if isinstance(value, dict):

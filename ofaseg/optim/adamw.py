@@ -26,7 +26,7 @@ class TorchAdamWConfig(FairseqDataclass):
     adam_eps: float = field(default=1e-8, metadata={"help": "epsilon added to the denominator"})
     weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay, multiplied by the learning rate"})
     no_decay_vectors: bool = field(
-        default=False, metadata={"help": "no weight decay on scalars and vectors: biases, norms, temperature; CLS and position tables decay"}
+        default=False, metadata={"help": "no weight decay on scalars and vectors: biases, norms, temperature (tables still decay)"}
     )
     zero1: bool = field(default=False, metadata={"help": "ZeRO stage 1: each process keeps the state of a part of the parameters"})
     lr: List[float] = II("optimization.lr")
