@@ -1,4 +1,4 @@
-"""The console command `ofaseg`: evaluate, predict, report, doctor, browse."""
+"""The console command `ofaseg`: evaluate, retrieval, probe, predict, report, doctor, browse."""
 
 import argparse
 import importlib
@@ -8,7 +8,9 @@ from ofaseg.commands.common import run_command
 
 COMMANDS = {
     "evaluate": "scores of a checkpoint on a split of shards",
-    "predict": "segment photos into named classes",
+    "retrieval": "scores of a dual encoder finding captions of photos and photos of captions",
+    "probe": "a linear classifier on a frozen image tower",
+    "predict": "segment photos into named classes, or draw where phrases are",
     "doctor": "faults of data, class lists, checkpoints and configurations, before they cost a run",
     "report": "one HTML page from evaluations and training logs",
     "browse": "a gallery of the rows of shards",
