@@ -40,6 +40,7 @@ def test_wheel_holds_code_and_data(wheel):
     assert {
         "ofaseg/config/ifseg_shapes.yaml",
         "ofaseg/assets/shapes/dict.txt",
+        "ofaseg/assets/shapes/vocab.txt",
         "ofaseg/assets/shapes/segofa_nano.safetensors",
         "ofaseg/assets/shapes/segofa_nano.json",
         "ofaseg/evaluation/settings/simseg.json",

@@ -1,20 +1,30 @@
 """Every run script prints, under --dry-run, commands that the programs behind them accept."""
 
+import math
 import os
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from fairseq import options
+from fairseq.optim import build_optimizer
+from fairseq.optim.lr_scheduler import build_lr_scheduler
+from omegaconf import OmegaConf
 
 import ofaseg  # noqa: F401  registers the tasks and models the commands name
+from data_prep.prepare import parse_arguments as prepare_arguments
 from ofaseg.cli import build_parser
+from ofaseg.commands.common import parse_overrides
+from ofaseg.evaluation.zero_shot_settings import load_settings
+from ofaseg.wordpiece import WordPieceTokenizer
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path for path in ROOT.glob("run_scripts/*/*.sh") if path.name != "common.sh")
 OWN_FOLDER = ROOT / "run_scripts" / "ifseg" / "own_folder.sh"
-INPUTS = ("CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA", "FOLDER")
+MEASURING = {f"simseg/{name}.sh" for name in ("voc", "context", "coco_object", "retrieval_flickr30k", "retrieval_coco")}
+INPUTS = ("BERT_VOCAB", "CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA", "FOLDER")
 
 
 def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> list[list[str]]:
@@ -32,19 +42,98 @@ def training_arguments(command: list[str]):
 
 
 def test_there_is_a_script_per_published_table():
+    assert MEASURING | {"simseg/train_captions.sh", "simseg/shapes.sh"} <= {f"{path.parent.name}/{path.name}" for path in SCRIPTS}
     assert {"ade.sh", "camvid_supervised.sh", "coco_stuff.sh", "coco_unseen.sh", "shapes.sh"} <= {path.name for path in SCRIPTS}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_programs_accept_what_a_script_would_run(script, tmp_path):
-    commands = dry_run(script, tmp_path, "--log-interval", "7")
+    measures = f"{script.parent.name}/{script.name}" in MEASURING
+    commands = dry_run(script, tmp_path, *(("--limit", "7") if measures else ("--log-interval", "7")))
     programs = [Path(command[0]).name for command in commands]
-    assert "fairseq-train" in programs or "env" in programs
+    assert {"fairseq-train", "env"} & set(programs) or measures
     for program, command in zip(programs, commands, strict=True):
         if program == "fairseq-train":
             assert training_arguments(command).log_interval == 7
         elif program == "ofaseg":
-            build_parser().parse_args(command[1:])
+            args = build_parser().parse_args(command[1:])
+            assert not measures or args.limit == 7
+
+
+SIMSEG = ROOT / "run_scripts" / "simseg"
+
+
+@pytest.mark.parametrize("name, dataset", [("voc", "pascal_voc"), ("context", "pascal_context"), ("coco_object", "coco_object")])
+def test_zero_shot_scores_have_the_settings_of_their_dataset(name, dataset, tmp_path):
+    """Shards are made from ROOT when DATA has none; several GPUs share the evaluation."""
+    (tmp_path / "made").mkdir()
+    prepare, evaluate = dry_run(SIMSEG / f"{name}.sh", tmp_path, ROOT=str(tmp_path / "raw"), DATA="", NGPU="2", OUT=str(tmp_path / "out"))
+    shards = str(tmp_path / "out" / "shards")
+    read = prepare_arguments(prepare[2:])
+    assert (read.dataset, read.root, read.out, read.splits) == (dataset, str(tmp_path / "raw"), shards, "val")
+    assert evaluate[1:6] == ["--nproc-per-node", "2", "-m", "ofaseg.cli", "evaluate"]
+    args = build_parser().parse_args(evaluate[5:])
+    assert (args.checkpoint, args.shards, args.split) == (str(tmp_path / "checkpoint"), shards, "val")
+    assert parse_overrides(args.override) == {"zero_shot": dataset, "bert_vocab": str(tmp_path / "bert_vocab")}
+    assert load_settings(parse_overrides(args.override)["zero_shot"]).top_m == (30 if name == "context" else 10)
+    for file in ("val-00000-of-00001.parquet", "vocabulary.json"):
+        (tmp_path / "made" / file).write_bytes(b"")
+    (alone,) = dry_run(SIMSEG / f"{name}.sh", tmp_path, DATA=str(tmp_path / "made"), BERT_VOCAB="")
+    args = build_parser().parse_args(alone[1:])
+    assert (args.shards, args.device, args.override) == (str(tmp_path / "made"), "cpu", [f"zero_shot={dataset}"])
+
+
+def test_retrieval_reads_shards_or_the_official_file(tmp_path):
+    (tmp_path / "valid.parquet").write_bytes(b"")
+    (command,) = dry_run(SIMSEG / "retrieval_coco.sh", tmp_path, DATA=str(tmp_path / "valid.parquet"))
+    args = build_parser().parse_args(command[1:])
+    assert (args.data, args.resize, args.crop) == (str(tmp_path / "valid.parquet"), 324, 288)
+    prepare, command = dry_run(SIMSEG / "retrieval_flickr30k.sh", tmp_path, DATA="", ROOT="raw")
+    assert prepare[2] == "flickr30k" and build_parser().parse_args(command[1:]).split == "test"
+
+
+def test_raw_data_or_shards_are_asked_for(tmp_path):
+    (tmp_path / "checkpoint").write_bytes(b"")
+    environment = os.environ | {"CHECKPOINT": str(tmp_path / "checkpoint"), "OUT": str(tmp_path / "out"), "NGPU": "0"}
+    done = subprocess.run([SIMSEG / "voc.sh"], env=environment | {"ROOT": "", "DATA": ""}, capture_output=True, text=True)
+    assert done.returncode == 2 and "set DATA to shards that have it, or ROOT to the raw pascal_voc" in done.stderr
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 8, 32])
+def test_the_captions_run_keeps_its_batch_of_4096(gpus, tmp_path):
+    (command,) = dry_run(SIMSEG / "train_captions.sh", tmp_path, NGPU=str(gpus))
+    arguments = training_arguments(command)
+    assert max(gpus, 1) * arguments.batch_size == 4096 and arguments.update_freq == [1] and arguments.sub_batch_size == 128
+    assert (arguments.adam_betas, arguments.adam_eps, arguments.weight_decay, arguments.max_epoch) == ("(0.9, 0.98)", 1e-6, 0.2, 20)
+    assert not arguments.no_decay_vectors and arguments.image_size == 224 and arguments.arch == "simseg_vit_s"
+
+
+def test_the_captions_rate_is_the_published_one(tmp_path):
+    """Digest of the published schedule: lr * s / W for s < W, else lr * (m + (1 - m) * 0.5 * (1 + cos(pi * p))), W 2.5 %, m 0.1."""
+    (command,) = dry_run(SIMSEG / "train_captions.sh", tmp_path, LR="3e-4")
+    arguments = training_arguments(command)
+    options_ = {"_name": "cosine_warmup_ratio", "lr": arguments.lr, "max_update": 0, "max_epoch": 0, "update_freq": [1]}
+    options_ |= {name: getattr(arguments, name) for name in ("warmup_ratio", "warmup_init_lr", "min_lr")} | {"total_num_update": 1000}
+    optimizer = build_optimizer(OmegaConf.create({"_name": "torch_adamw", "lr": [1.0]}), [torch.nn.Parameter(torch.ones(1))])
+    schedule = build_lr_scheduler(OmegaConf.create(options_ | {"skip_remainder_batch": False}), optimizer)
+    for step in (0, 1, 24, 25, 26, 500, 999):
+        falling = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 25) / 975))
+        assert schedule.rate(step) == pytest.approx(3e-4 * (step / 25 if step < 25 else falling)), step
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        dry_run(SIMSEG / "train_captions.sh", tmp_path, NGPU="3")
+    assert error.value.returncode == 2 and "cannot be shared by 3" in error.value.stderr
+
+
+def test_the_drawn_world_trains_on_captions_and_measures(tmp_path):
+    train, evaluate = dry_run(SIMSEG / "shapes.sh", tmp_path, "--max-update", "3", SEED="5", DATA=str(tmp_path), NGPU="0")[-2:]
+    arguments = training_arguments(train)
+    assert (arguments.seed, arguments.max_update, arguments.templates, arguments.arch) == (5, 3, "name", "simseg_nano")
+    assert len(WordPieceTokenizer(arguments.bert_vocab)) == 150
+    args = build_parser().parse_args(evaluate[1:])
+    assert args.checkpoint == str(tmp_path / "out" / "checkpoint_last.pt") and args.out == str(tmp_path / "out" / "test")
 
 
 @pytest.mark.parametrize("name", ["coco_unseen", "ade", "coco_stuff"])
