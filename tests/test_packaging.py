@@ -45,6 +45,7 @@ def test_wheel_holds_code_and_data(wheel):
         "ofaseg/assets/shapes/segofa_nano.json",
         "ofaseg/evaluation/settings/simseg.json",
         "data_prep/class_names/ade150.txt",
+        "data_prep/subclasses/ade150.json",
         "user_tasks/seq2seq_segmentation.py",
         "criterions/seg_token_cross_entropy.py",
         "ofaseg/commands/predict.py",
