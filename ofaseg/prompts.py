@@ -50,8 +50,27 @@ def imagenet_templates() -> tuple[str, ...]:
     return tuple(templates)
 
 
-TEMPLATES = {"imagenet80": imagenet_templates(), "photo": ("a photo of a {}.",), "name": ("{}",)}
-"""Name -> sentences around a class name."""
+TEMPLATES = {
+    "imagenet80": imagenet_templates(),
+    "photo": ("a photo of a {}.",),
+    "name": ("{}",),
+    "llm_voc13": (
+        "a photo of one {}.", "a photo of a cool {}.", "a photo of a weird {}.", "a photo of a nice {}.", "a jpeg corrupted photo of a {}.",
+        "a pixelated photo of a {}.", "a photo of a {}.", "a cropped photo of the {}.", "a bright photo of a {}.",
+        "a cropped photo of a {}.", "a bad photo of the {}.", "a drawing of a {}.", "a photo of the cool {}.",
+    ),
+    "llm_coco7": (
+        "a photo of a weird {}.", "a jpeg corrupted photo of a {}.", "a photo of a {}.", "a photo of the weird {}.",
+        "a photo of one {}.", "a low resolution photo of a {}.", "a bad photo of a {}.",
+    ),
+    "llm_context11": (
+        "a photo of a nice {}.", "a jpeg corrupted photo of the {}.", "a photo of the nice {}.", "a bad photo of the {}.",
+        "a jpeg corrupted photo of a {}.", "a good photo of the {}.", "itap of a {}.", "a photo of one {}.", "a photo of a {}.",
+        "a photo of the cool {}.", "a good photo of a {}.",
+    ),
+}  # fmt: skip
+"""Name -> sentences around a class name. The lists llm_* are those of the LLM-supervision paper's code, which chose each by the
+scores of its single sentences on the data set it is named after; the one of VOC is used for all data sets there."""
 
 
 def load_templates(choice: str) -> tuple[str, ...]:
