@@ -233,9 +233,9 @@ def _with_refine(bench: Bench, name: str):
 
 
 def training_rows(arch: str, repeats: int) -> list[dict]:
-    """Seconds of a step of 8 pairs, and of 32 pairs whole and in decoupled parts of 8, with the memory of each."""
+    """Seconds of a step of 8 pairs, and of 16 pairs whole and in decoupled parts of 8, with the memory of each."""
     bench = Bench(arch, 21, 1)
-    runs = {"8 pairs": bench.training(8), "32 pairs": bench.training(32), "32 pairs, decoupled in parts of 8": bench.training(32, 8)}
+    runs = {"8 pairs": bench.training(8), "16 pairs": bench.training(16), "16 pairs, decoupled in parts of 8": bench.training(16, 8)}
     found, rate = turns(runs, repeats)
     work = f"{arch}, training step at {SIDE} px"
     return [{"work": work, "path": name, "seconds": found[name], "rate": rate, "mb": peak(run)} for name, run in runs.items()]
