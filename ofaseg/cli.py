@@ -1,4 +1,4 @@
-"""The console command `ofaseg`: evaluate, retrieval, probe, predict, report, doctor, browse."""
+"""The console command `ofaseg`: evaluate, retrieval, probe, predict, report, doctor, browse, subclasses."""
 
 import argparse
 import importlib
@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": "faults of data, class lists, checkpoints and configurations, before they cost a run",
     "report": "one HTML page from evaluations and training logs",
     "browse": "a gallery of the rows of shards",
+    "subclasses": "finer names of classes: asked of a language model, cleaned, filtered, checked",
 }
 
 

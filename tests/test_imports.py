@@ -21,6 +21,7 @@ ALLOWED = {
     "ofaseg.evaluation": LEAVES,
     "ofaseg.checkpoints": LEAVES | {"ofaseg.models"},
     "ofaseg.doctor": LEAVES | {"ofaseg.data", "ofaseg.checkpoints", "ofaseg.models"},
+    "ofaseg.subclasses": LEAVES,
     "ofaseg.compat": {"ofaseg.stand_ins"},
     "ofaseg.stand_ins": set(),
     "ofaseg.optim": set(),
@@ -40,7 +41,7 @@ LAZILY = {"ofaseg.checkpoints": {"ofaseg", "ofaseg.data"}, "ofaseg.doctor": {"of
 HOST = ("ofaseg/*.py", "ofaseg/models/*.py", "ofaseg/data/*_dataset.py", "ofaseg/optim/*", "ofaseg/checkpoints/*", "ofaseg/commands/*")
 HOST += ("user_tasks/*", "criterions/*", "tools/*", "ofaseg/doctor/run_config.py")
 PLAIN = tuple(f"ofaseg/{name}.py" for name in ("vocabulary", "structures", "losses", "seg_tokens", "prompts", "atomic"))
-OPTIONAL = ("mmcv", "mmseg", "mmengine", "matplotlib", "datasets", "pycocotools", "pydensecrf", "ray")
+OPTIONAL = ("mmcv", "mmseg", "mmengine", "matplotlib", "datasets", "pycocotools", "pydensecrf", "ray", "openai", "open_clip")
 LOGGING = ("wandb", "tensorboard", "tensorboardX")  # optional too, but fairseq's progress bar imports them where they are installed
 
 
