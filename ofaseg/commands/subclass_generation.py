@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args) -> int:
     for name in ("httpx", "httpx2", "httpcore", "httpcore2", "openai"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # a line per request would tear the progress bar
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.WARNING)  # a line per request would tear the progress bar
     class_names = parse_class_names(args.class_names)
     examples = load_label_set(args.examples) if args.examples else DEFAULT_EXAMPLES
     template = PromptTemplate(read_template(args.template) if args.template else DEFAULT_TEMPLATE, examples, args.dataset)

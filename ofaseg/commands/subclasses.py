@@ -134,12 +134,13 @@ def _weighted(text: str) -> tuple[str, float]:
 
 
 def _text_tower(path: str, bpe_dir: str, device) -> filters.Encode:
-    """Names -> class vectors of a checkpoint that makes classes from prompts, under its own templates."""
+    """Names -> vectors of the text tower of a checkpoint; as they are, without a sentence around them, as published."""
     from ofaseg.checkpoints import load_model
 
     model, task = load_model(path, class_names="thing", device=device, overrides={"bpe_dir": bpe_dir or None})
     if not hasattr(task, "prompts_of"):
         raise ValueError(f"{path}: this model has no text tower that makes vectors of names; give a SimSeg checkpoint")
+    task.templates = ("{}",)
 
     def encode(names):
         model.set_classes(task.prompts_of(names))
