@@ -30,6 +30,9 @@ _NO_NAME = re.compile(
     re.IGNORECASE,
 )
 
+_BEGUN = re.compile(r'[\[{]\s*"')
+"""The beginning of an answer, as against a bracket in prose."""
+
 
 class AnswerError(ValueError):
     """An answer holds no usable list of names; the message says why, in one line."""
@@ -123,6 +126,8 @@ def _find_json(text: str):
         try:
             found, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
+            if _BEGUN.match(text, start):
+                break  # what is whole inside it may belong to another class
             continue
         if isinstance(found, dict) or any(isinstance(value, str) for value in found):
             return found

@@ -9,6 +9,7 @@ import torch
 from ofaseg.cli import main
 from ofaseg.commands import subclass_generation
 from ofaseg.subclasses.label_set import load_label_set
+from ofaseg.subclasses.providers import FileProvider
 from tests.subclasses.conftest import endpoint  # noqa: F401  a fixture
 from tests.subclasses.endpoint import KEY, good_names
 from tests.subclasses.test_local_models import save_tokenizer
@@ -92,7 +93,27 @@ def test_the_key_is_in_no_file_and_no_log(generate, endpoint, tmp_path, capfd, c
     assert written and not [text for text in told if KEY in text or KEY[:8] in text]
 
 
+def test_ctrl_c_keeps_what_was_answered(tmp_path, monkeypatch, capsys):
+    (tmp_path / "answers.json").write_text(json.dumps({name: good_names(name) for name in CLASSES}))
+    complete, asked = FileProvider.complete, []
+
+    def interrupted(self, class_name, prompt):
+        asked.append(class_name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return complete(self, class_name, prompt)
+
+    monkeypatch.setattr(FileProvider, "complete", interrupted)
+    command = ["subclasses", "generate", "--class-names", ",".join(CLASSES), "--provider", "file"]
+    command += ["--model", str(tmp_path / "answers.json"), "--out", str(tmp_path / "s.json")]
+    assert main(command) == 130
+    assert "the same command goes on from there" in capsys.readouterr().out and not (tmp_path / "s.json").exists()
+    assert main(command) == 0
+    assert asked == ["cat", "dog", "dog", "bus"] and list(load_label_set(tmp_path / "s.json")) == list(CLASSES)
+
+
 def test_a_missing_key_or_file_is_one_line(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openai", reason="the extra `llm` is not installed")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     start = ["subclasses", "generate", "--class-names", "cat", "--out", str(tmp_path / "s.json"), "--model"]

@@ -38,6 +38,8 @@ def test_forms_of_an_answer(text):
         ("I cannot help with that.", "holds no complete JSON"),
         ('["tabby", "Siamese c', "cut off, or plain words"),
         ('{"cat": ["tabby", "Siam', "cut off, or plain words"),
+        ('{"dog": ["poodle", "pug"], "cat": ["tabby", "lynx"], ', "cut off, or plain words"),
+        ('{"dog": ["poodle", "pug"]', "cut off, or plain words"),
         ({"dog": ["poodle"]}, "is about 'dog', not 'cat'"),
         ({"class": "dog", "kinds": ["poodle"]}, "is about 'dog', not 'cat'"),
         ({"cat": "tabby"}, "without a list of names"),
