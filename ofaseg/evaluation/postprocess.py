@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ofaseg.evaluation.candidates import segment_by_candidates
 from ofaseg.evaluation.class_refinement import refine_classes
+from ofaseg.evaluation.many_classes import argmax_of_many
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings
 from ofaseg.structures import DenseOutput, SegmentationOutput
 
@@ -21,6 +22,9 @@ CHUNK_ELEMENTS = 2**22
 
 PRUNE_ELEMENTS = 2**22
 """From this many full-size score values on, a CPU looks for the classes that can win first."""
+
+MANY_CLASSES = 512
+"""From this many classes on, those that can win are looked for cell by cell, on any device."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def flip_average(scores: Tensor, flipped_scores: Tensor) -> Tensor:
 
 
 def argmax_at_size(class_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """The best class per pixel after a bilinear resize, without holding the resized scores.
+    """The best class per pixel after a bilinear resize, without holding the resized scores; thousands of classes as `argmax_of_many`.
 
     Equal to ``resize_scores(class_logits, size).argmax(0)`` but for pixels whose two best scores are equal up to rounding.
 
@@ -159,6 +163,8 @@ def argmax_at_size(class_logits: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (H, W) long.
     """
+    if len(class_logits) >= MANY_CLASSES:
+        return argmax_of_many(class_logits, size)
     class_logits = class_logits.float()
     num_classes, rows, _ = class_logits.shape
     height, width = int(size[0]), int(size[1])
