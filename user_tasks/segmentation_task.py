@@ -61,6 +61,9 @@ class SegmentationTask(VocabularyTask):
     image_key = "image"
     """The entry of `net_input` that holds the photos."""
 
+    reads_class_order = False
+    """Whether the model reads the class names as one text, in their order, so that scores may depend on it."""
+
     uses_ema = True
     """With --store-ema, validation uses the averaged weights."""
 

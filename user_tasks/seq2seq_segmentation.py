@@ -44,6 +44,7 @@ class Seq2SeqSegmentationTask(TokenTask, SegmentationTask):
     """
 
     image_key = "patch_images"
+    reads_class_order = True
 
     def __init__(self, cfg: Seq2SeqSegmentationConfig, vocabulary: ClassVocabulary):
         super().__init__(cfg, vocabulary)

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ofaseg.commands import common
+from ofaseg.commands import common, evaluate_robustness
 from ofaseg.evaluation import confusion, examples, pictures, report
 from ofaseg.evaluation.evaluator import SemanticEvaluator, evaluate_batches, gather_texts, rank_indices, spread
 
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--selected-cols", default="", help="positions of image, label map and id in a TSV row, such as 0,1,2")
     parser.add_argument("--rename-classes", action="store_true", help="--class-names re-words the shards' classes one by one")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 when rows had to be left out")
+    evaluate_robustness.add_arguments(parser)
     common.add_model_arguments(parser)
 
 
@@ -51,6 +52,8 @@ def run(args) -> int:
 def evaluate(args, device, rank: int) -> int:
     """The command on one of the ranks; rank 0 prints and writes."""
     model, task = _load(args, device)
+    if args.robustness is not None:
+        return evaluate_robustness.evaluate(args, model, task, rank)
     dataset = task.photo_dataset(args.split, training=False)
     rows = spread(len(dataset), args.limit or len(dataset))
     mine = [rows[i] for i in rank_indices(len(rows))]

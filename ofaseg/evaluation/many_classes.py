@@ -125,9 +125,7 @@ def _fill_band(result: Tensor, corners: Sequence[Tensor], row_weight: Tensor, co
             _fill_columns(result, pixels, names, scores, row_of[column_cell[pixels]], row_weight, column_weight[pixels])
 
 
-def _fill_columns(
-    result: Tensor, pixels: Tensor, names: Tensor, scores: Tensor, cell: Tensor, row_weight: Tensor, weight: Tensor
-) -> None:
+def _fill_columns(result: Tensor, pixels: Tensor, names: Tensor, scores: Tensor, cell: Tensor, row_weight: Tensor, weight: Tensor) -> None:
     """Writes the columns `pixels` (n,) of `result` (r, W): the best of the classes `names` (cells, M) with corner `scores` (cells, M, 4).
 
     `cell` (n,) is the row of `names` of each column, `weight` (n,) how much of its right corners it is. Empty places have the score NEVER.
@@ -137,4 +135,3 @@ def _fill_columns(
     left, right = (torch.lerp(upper[None], lower[None], down) for upper, lower in zip(top, bottom))  # (r, cells, M)
     best = torch.lerp(left[:, cell], right[:, cell], weight[:, None]).argmax(-1)  # (r, n)
     result[:, pixels] = names[cell[None], best]
-

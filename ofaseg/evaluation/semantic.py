@@ -89,7 +89,8 @@ def semantic_scores(matrix: Tensor, vocabulary: Union[ClassVocabulary, int, None
     """Scores of a confusion matrix, all in 0..1 (nan where undefined).
 
     Args:
-        matrix: (K, K) pixels, rows are labels, columns predictions.
+        matrix: (K, K) pixels, rows are labels, columns predictions; or (K, K + 1), whose last column counts pixels with a prediction
+            that is no class: missed by the label's class, claimed by none.
         vocabulary: its names label the per-class rows; its base/novel and thing/stuff marks add the grouped means.
 
     Returns:
@@ -98,10 +99,10 @@ def semantic_scores(matrix: Tensor, vocabulary: Union[ClassVocabulary, int, None
         base_mIoU, novel_mIoU, harmonic_mIoU; with thing marks thing_mIoU, stuff_mIoU.
     """
     names = list(vocabulary.names) if isinstance(vocabulary, ClassVocabulary) else [str(k) for k in range(len(matrix))]
-    if tuple(matrix.shape) != (len(names), len(names)):
+    if tuple(matrix.shape) not in ((len(names), len(names)), (len(names), len(names) + 1)):
         raise ValueError(f"a confusion matrix of shape {tuple(matrix.shape)} does not fit {len(names)} class names")
     matrix = matrix.detach().to("cpu", torch.float64)
-    intersect, label, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    intersect, label, predicted = matrix.diagonal(), matrix.sum(1), matrix[:, : len(names)].sum(0)
     total = float(label.sum())
     iou = intersect / (label + predicted - intersect)  # 0 / 0 = nan: the class is absent
     accuracy = intersect / label

@@ -41,7 +41,9 @@ def test_every_class_that_wins_somewhere_stays_and_hopeless_ones_go():
     corners[:, :, 39] = corners.amin(2) - 1  # below every class at every corner
     cell, name = possible_winners(tuple(corners))
     weights = torch.rand(2, 5000, generator=torch.Generator().manual_seed(3))
-    mixed = torch.stack([(1 - weights[0]) * (1 - weights[1]), (1 - weights[0]) * weights[1], weights[0] * (1 - weights[1]), weights.prod(0)])
+    mixed = torch.stack(
+        [(1 - weights[0]) * (1 - weights[1]), (1 - weights[0]) * weights[1], weights[0] * (1 - weights[1]), weights.prod(0)]
+    )
     winners = torch.einsum("cnk,cp->npk", corners, mixed).argmax(2)
     stays = set(zip(cell.tolist(), name.tolist()))
     assert {(n, k) for n in range(6) for k in winners[n].unique().tolist()} <= stays
