@@ -16,8 +16,8 @@ from torch import Tensor
 from ofaseg.data import transforms
 from ofaseg.data.segmentation_dataset import ON_BAD_SAMPLE, SegmentationDataset
 from ofaseg.data.shards import ShardReader, load_vocabulary
-from ofaseg.evaluation import postprocess, semantic
-from ofaseg.structures import SegmentationOutput, unwrap
+from ofaseg.evaluation import postprocess, semantic, tiling
+from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError, name_difference, resolve_vocabulary
 from user_tasks.base_tasks import VocabularyTask
 
@@ -44,6 +44,9 @@ class SegmentationTaskConfig(FairseqDataclass):
     resnet_topk: int = field(default=3, metadata={"help": "K of feature propagation in evaluation"})
     resnet_iters: int = field(default=0, metadata={"help": "iterations of feature propagation in evaluation, 0 = off (paper: 25)"})
     resnet_prob_temperature: float = field(default=1.0, metadata={"help": "temperature of the propagated probabilities"})
+    window: int = field(default=0, metadata={"help": "prediction by sliding windows of so many pixels, 0 = whole photos"})
+    window_stride: int = field(default=0, metadata={"help": "pixels between windows, 0 = half a window"})
+    scales: str = field(default="", metadata={"help": "prediction averaged over factors of the photo's size, such as 0.75,1,1.25"})
     # a live loader would keep the epoch its workers were started with
     reuse_dataloader: bool = field(default=False, metadata={"help": "keep one data loader over epochs; needs --persistent-workers"})
     # fairseq's default True keeps the workers of every finished epoch and validation alive: memory fills up, epoch by epoch
@@ -210,6 +213,7 @@ class SegmentationTask(VocabularyTask):
         """The post-processing that the configuration asks for."""
         cfg = self.cfg
         defaults = dict(resnet_topk=cfg.resnet_topk, resnet_iters=cfg.resnet_iters, resnet_prob_temperature=cfg.resnet_prob_temperature)
+        defaults |= dict(window=cfg.window, window_stride=cfg.window_stride, scales=tiling.parse_scales(cfg.scales))
         return postprocess.PostProcess(**(defaults | changes))
 
     def validation_posts(self) -> dict[str, postprocess.PostProcess]:
@@ -249,10 +253,21 @@ class SegmentationTask(VocabularyTask):
         device = next(model.parameters()).device
         net_input = {name: value.to(device, non_blocking=True) for name, value in net_input.items()}
         with torch.no_grad(), self.autocast(device):
-            output = model.predict(**net_input)
-            flipped = model.predict(**self.mirrored(net_input)) if post.flip_average else None
+            output = self._output(model, net_input, post)
+            flipped = self._output(model, self.mirrored(net_input), post) if post.flip_average else None
             images = self.photo_pixels(model, net_input, post)
         return postprocess.segmentations(output, native_sizes, post, flipped, images)
+
+    def _output(self, model, net_input: dict, post: postprocess.PostProcess) -> DenseOutput:
+        """What the model says of a batch, by the windows and scales of `post`."""
+        if not post.window and post.scales == (1.0,):
+            return model.predict(**net_input)
+
+        def predict(image: Tensor) -> DenseOutput:
+            return model.predict(**net_input | {self.image_key: image})
+
+        image = net_input[self.image_key]
+        return tiling.tiled(predict, image, model.grid_stride, post.window, post.window_stride, post.scales)
 
     def photo_pixels(self, model, net_input: dict, post: postprocess.PostProcess) -> Optional[Tensor]:
         """(B, H, W, 3) uint8 photos at the model's size, where `post` reads them; else None."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from ofaseg.evaluation.candidates import segment_by_candidates
 from ofaseg.evaluation.class_refinement import refine_classes
 from ofaseg.evaluation.many_classes import argmax_of_many
+from ofaseg.evaluation.tiling import check_scales
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings
 from ofaseg.structures import DenseOutput, SegmentationOutput
 
@@ -41,6 +42,9 @@ class PostProcess:
         refine: with `candidates` how maps become masks, a name of `ofaseg.evaluation.refine` (none: the threshold alone); else what
             happens to class probabilities at the model's size: none, or a name of `class_refinement.CLASS_REFINEMENTS`.
         threshold: where refinements cut a map in 0..1 (with `candidates`).
+        window: side in pixels of sliding windows, 0 for whole photos; the caller runs the model so (`ofaseg.evaluation.tiling`).
+        window_stride: pixels between windows; 0 for half a window.
+        scales: factors of the photo's size whose outputs are averaged, by the caller too.
     """
 
     resnet_topk: int = 3
@@ -51,8 +55,12 @@ class PostProcess:
     candidates: Optional[ZeroShotSettings] = None
     refine: str = "none"
     threshold: float = 0.5
+    window: int = 0
+    window_stride: int = 0
+    scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self):
+        check_scales(self.scales)
         if self.resnet_iters < 0 or self.resnet_topk < 1 or self.resnet_prob_temperature <= 0:
             raise ValueError(
                 f"resnet_topk {self.resnet_topk}, resnet_iters {self.resnet_iters}, temperature {self.resnet_prob_temperature}: "

@@ -65,6 +65,15 @@ def test_feature_propagation_and_flip_change_the_scores(toy, tmp_path):
     assert spread_out["IoU_per_class"] != plain["IoU_per_class"] and spread_out["mIoU"] > 0.3
 
 
+def test_windows_and_scales_of_a_model_that_sees_patches_alone(toy, tmp_path):
+    """Windows change nothing for it; two scales do."""
+    plain = evaluate(toy, tmp_path / "a")[1]
+    windows = evaluate(toy, tmp_path / "b", "--override", "window=16", "--override", "window_stride=12")[1]
+    assert windows["IoU_per_class"] == plain["IoU_per_class"] and windows["post_process"]["window_stride"] == 12
+    scales = evaluate(toy, tmp_path / "c", "--override", "scales=1,0.5")[1]
+    assert scales["IoU_per_class"] != plain["IoU_per_class"] and scales["mIoU"] > 0.5
+
+
 def break_row(shards, row):
     path = next(shards.glob("val*.tsv"))
     lines = path.read_bytes().split(b"\n")
