@@ -20,6 +20,7 @@ def _register() -> None:
     import criterions.image_text_contrastive  # noqa: F401
     import criterions.seg_token_cross_entropy  # noqa: F401
     import criterions.vision_language_pretraining  # noqa: F401
+    import ofaseg.models.clip_dense  # noqa: F401
     import ofaseg.models.ifseg  # noqa: F401
     import ofaseg.models.simseg  # noqa: F401
     import ofaseg.optim  # noqa: F401

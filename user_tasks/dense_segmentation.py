@@ -1,4 +1,4 @@
-"""Task of models that read photos and class prompts: SimSeg's evaluation and prediction."""
+"""Task of models that read photos and class prompts: evaluation and prediction of SimSeg and dense CLIP."""
 
 import logging
 from collections.abc import Sequence
@@ -7,10 +7,11 @@ from typing import Optional
 
 import numpy as np
 import torch
+from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 
-from ofaseg.data import image_text_transforms
-from ofaseg.data.transforms import to_tensors
+from ofaseg.clip_bpe import ClipTokenizer, find_merges
+from ofaseg.data import image_text_transforms, transforms
 from ofaseg.evaluation import postprocess
 from ofaseg.evaluation.heatmaps import SimilarityMaps
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings, load_settings
@@ -28,10 +29,19 @@ FEWEST_CANDIDATES = 3
 
 @dataclass
 class DenseSegmentationConfig(SegmentationTaskConfig):
-    patch_image_size: int = field(default=288, metadata={"help": "side of the square that photos are resized to, pixels (paper: 288)"})
+    patch_image_size: int = field(default=288, metadata={"help": "side in pixels that photos are resized to, see --resize (SimSeg: 288)"})
+    resize: ChoiceEnum(["square", "short_side"]) = field(
+        default="square", metadata={"help": "to a square (SimSeg), or the short side to size, aspect kept, sides multiples of the patch"}
+    )
     label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
+    text_tokenizer: ChoiceEnum(["wordpiece", "clip_bpe"]) = field(
+        default="wordpiece", metadata={"help": "how texts are cut: wordpiece (SimSeg, with --bert-vocab), clip_bpe (CLIP)"}
+    )
+    clip_bpe: str = field(
+        default="", metadata={"help": "bpe_simple_vocab_16e6.txt.gz of CLIP, or its folder (default: the one inside open_clip_torch)"}
+    )
     bert_vocab: str = field(default="", metadata={"help": "vocab.txt of the text tower, or its folder (default: beside the checkpoint)"})
-    text_length: int = field(default=25, metadata={"help": "longest prompt in tokens, with CLS and SEP (paper: 25)"})
+    text_length: int = field(default=25, metadata={"help": "longest prompt in tokens, with both ends (SimSeg: 25, CLIP: 77)"})
     templates: str = field(default="imagenet80", metadata={"help": "sentences around class names: imagenet80, photo, name, or a text file"})
     zero_shot: str = field(
         default="auto",
@@ -55,30 +65,37 @@ class DenseSegmentationConfig(SegmentationTaskConfig):
 class PromptedClasses:
     """Mix-in of tasks whose model makes classes from prompts.
 
-    The configuration has `bert_vocab`, `text_length` and `templates`.
+    The configuration has `text_length` and `templates`, and what `build_text_tokenizer` reads.
 
     Attributes:
-        wordpiece: the tokenizer.
+        text_tokenizer: texts, longest length -> ids and mask.
         class_prompts: for each class the token ids of its prompts, one per template.
     """
 
     def set_up_prompts(self, cfg, names) -> None:
-        """Raises TokenizerError without a vocab.txt, ValueError for bad templates."""
-        self.wordpiece = WordPieceTokenizer(find_vocab(cfg.bert_vocab))
+        """Raises TokenizerError without the tokenizer's file, ValueError for bad templates."""
+        self.text_tokenizer = self.build_text_tokenizer(cfg)
         self.templates = load_templates(cfg.templates)
         self.class_prompts = self.prompts_of(names)
 
+    def build_text_tokenizer(self, cfg):
+        """The tokenizer of the text tower: WordPiece over `bert_vocab`."""
+        return WordPieceTokenizer(find_vocab(cfg.bert_vocab))
+
     def tokenize(self, texts: list[str]):
         """(ids, mask), both (n, text_length) int64."""
-        return self.wordpiece(texts, self.cfg.text_length)
+        return self.text_tokenizer(texts, self.cfg.text_length)
 
     def prompts_of(self, names, templates: Sequence[str] = ()) -> list[list[list[int]]]:
-        """Class -> template (the task's, unless given) -> token ids with CLS and SEP, at most `text_length`."""
+        """Class -> template (the task's, unless given) -> token ids with both ends (CLS and SEP, or start and end).
+
+        Texts have at most `text_length` tokens.
+        """
         templates = templates or self.templates
         texts = [template.replace("{}", name) for name in names for template in templates]
         if not texts:
             return []
-        ids, mask = self.wordpiece(texts, self.cfg.text_length)
+        ids, mask = self.text_tokenizer(texts, self.cfg.text_length)
         rows = [row[: int(length)] for row, length in zip(ids.tolist(), mask.sum(1).tolist())]
         step = len(templates)
         return [rows[start : start + step] for start in range(0, len(rows), step)]
@@ -86,7 +103,13 @@ class PromptedClasses:
 
 @register_task("dense_segmentation", dataclass=DenseSegmentationConfig)
 class DenseSegmentationTask(PromptedClasses, SegmentationTask):
-    """Zero-shot segmentation by maps of patches and class names (SimSeg, section 3.3)."""
+    """Zero-shot segmentation by maps of patches and class names (SimSeg, section 3.3; dense CLIP).
+
+    Attributes:
+        grid_stride: pixels per patch; the model sets it when it is built.
+    """
+
+    grid_stride = 1
 
     def __init__(self, cfg: DenseSegmentationConfig, vocabulary: ClassVocabulary):
         super().__init__(cfg, vocabulary)
@@ -96,6 +119,17 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
     @classmethod
     def setup_task(cls, cfg: DenseSegmentationConfig, **kwargs):
         return cls(cfg, cls.resolve_vocabulary(cfg))
+
+    def build_text_tokenizer(self, cfg):
+        """The one that `text_tokenizer` names."""
+        if str(cfg.text_tokenizer) == "clip_bpe":
+            return ClipTokenizer(find_merges(cfg.clip_bpe))
+        return super().build_text_tokenizer(cfg)
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        model = super().build_model(cfg, from_checkpoint)
+        self.grid_stride = model.grid_stride
+        return model
 
     def _settings(self) -> Optional[ZeroShotSettings]:
         """How the present classes are chosen; None for the best class per pixel."""
@@ -119,11 +153,16 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
         self.zero_shot = self._settings()
 
     def evaluation_transform(self, sample: dict, rng=None) -> dict:
-        """Only the image: a square of `patch_image_size`, aspect lost, as the published evaluation resizes."""
+        """Only the image: a square of `patch_image_size`, aspect lost, as SimSeg's published evaluation resizes, or by its short side."""
+        if str(self.cfg.resize) == "short_side":
+            return transforms.resize({"image": sample["image"]}, *self.evaluation_size(*sample["image"].shape[:2]))
         return image_text_transforms.square_resize({"image": sample["image"]}, self.cfg.patch_image_size)
 
     def evaluation_size(self, height: int, width: int) -> tuple[int, int]:
-        return self.cfg.patch_image_size, self.cfg.patch_image_size
+        size = self.cfg.patch_image_size
+        if str(self.cfg.resize) == "short_side":
+            return transforms.short_side_size(height, width, size, LONG_SIDE * size, self.grid_stride)
+        return size, size
 
     def post_process(self, **changes) -> postprocess.PostProcess:
         refine = self.cfg.refine
@@ -149,7 +188,7 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
         Args:
             image: (H, W, 3) uint8 RGB, of any size.
             phrases: P texts; those longer than `text_length` tokens lose their end.
-            side: 0 for the published square of `patch_image_size`; else the short side that the model reads, aspect kept, both
+            side: 0 for the size that the task evaluates at; else the short side that the model reads, aspect kept, both
                 sides rounded to whole patches, the long one at most `LONG_SIDE` times `side`.
             templates: sentences around the phrases, whose vectors are averaged; "{}" reads a phrase as it is written.
 
@@ -165,7 +204,7 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
             sample = image_text_transforms.short_side_resize({"image": image}, side, model.grid_stride, LONG_SIDE * side)
         else:
             sample = self.evaluation_transform({"image": image})
-        photo = to_tensors(sample)["image"][None].to(next(model.parameters()).device)
+        photo = transforms.to_tensors(sample)["image"][None].to(next(model.parameters()).device)
         with torch.no_grad(), self.autocast(photo.device):
             output = model.predict(image=photo)
         cosines, scores = output.class_logits[0].float().cpu().numpy(), output.image_scores[0].float().cpu().numpy()

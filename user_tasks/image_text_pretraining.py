@@ -127,7 +127,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
             training=training,
             seed=cfg.seed,
             on_bad_sample=str(cfg.on_bad_sample),
-            augment_caption=CaptionAugmentation(self.wordpiece) if training and cfg.caption_augmentation else None,
+            augment_caption=CaptionAugmentation(self.text_tokenizer) if training and cfg.caption_augmentation else None,
             batch_order=str(cfg.batch_order),
             world_size=distributed.world_size(),
         )

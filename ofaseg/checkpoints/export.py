@@ -41,7 +41,7 @@ def export_safetensors(
     weights = save(_stored_tensors(model, dtype))
     groups = _plain_groups(cfg)
     task = {key: value for key, value in groups["task"].items() if key not in LOCAL_OPTIONS}
-    for tokenizer in ("bpe_dir", "bert_vocab"):
+    for tokenizer in ("bpe_dir", "bert_vocab", "clip_bpe"):
         if task.get(tokenizer):
             task[tokenizer] = Path(task[tokenizer]).name
     about = {

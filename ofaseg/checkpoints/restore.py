@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Optional
 
-from ofaseg.checkpoints import simseg
+from ofaseg.checkpoints import clip, simseg
+from ofaseg.checkpoints.class_vectors import keep_class_embeddings
 from ofaseg.checkpoints.ifseg import (
     infer_architecture,
     is_official_configuration,
@@ -16,16 +17,20 @@ from ofaseg.checkpoints.ifseg import (
     translate_configuration,
 )
 from ofaseg.checkpoints.safe import load_state
+from ofaseg.models.clip_state import is_clip
+from ofaseg.models.dual_encoder import DualEncoder
 from ofaseg.models.ofa.state import CLASS_KEYS
 from ofaseg.models.state import CheckpointError
 from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TASKS = {"segofa": "seq2seq_segmentation", "simseg": "dense_segmentation"}
+DEFAULT_TASKS = {"segofa": "seq2seq_segmentation", "simseg": "dense_segmentation", "clip_dense": "dense_segmentation"}
 """Registered model -> the task that segments with it."""
 NO_CLASSES = "none"
 """Stands for the class list where there is none: a task has at least one class."""
+TOKENIZER_OPTIONS = {"simseg": "bert_vocab", "clip_dense": "clip_bpe"}
+"""Registered model -> the task's option that the commands' one option for every tokenizer stands for."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -33,7 +38,7 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
     """Builds the task and the model of a checkpoint and loads its weights.
 
     Works on checkpoints of fairseq-train, on exported ``.safetensors`` files (with their JSON beside them), and on official
-    OFA and IFSeg files. With other class names than the checkpoint's, the class embeddings are made from the names.
+    OFA, IFSeg, SimSeg and CLIP files. With other class names than the checkpoint's, the class embeddings are made from the names.
 
     Args:
         path: the checkpoint.
@@ -48,9 +53,9 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
         CheckpointError: the file cannot be used, has no class names, or an override is unknown.
     """
     path = Path(path)
-    model, task, weights = _restored(path, load_state(path), class_names, device, overrides)
-    if simseg.is_simseg(weights):
-        simseg.keep_class_embeddings(model, task.class_prompts)
+    model, task = _restored(path, load_state(path), class_names, device, overrides)
+    if isinstance(model, DualEncoder):
+        keep_class_embeddings(model, task.class_prompts)
     return model, task
 
 
@@ -64,21 +69,22 @@ def load_dual_encoder(path, device="cpu", overrides: Optional[dict] = None):
     """
     path = Path(path)
     state = load_state(path)
-    if not simseg.is_simseg(state["model"]):
-        raise CheckpointError(f"{path}: not a dual encoder; this needs a model with an image and a text tower, such as SimSeg")
-    model, task, _ = _restored(path, state, NO_CLASSES, device, {"data": "", **(overrides or {})})
-    return model, task
+    if not simseg.is_simseg(state["model"]) and not is_clip(state["model"]):
+        raise CheckpointError(f"{path}: not a dual encoder; this needs a model with an image and a text tower, such as SimSeg or CLIP")
+    return _restored(path, state, NO_CLASSES, device, {"data": "", **(overrides or {})})
 
 
 def _restored(path: Path, state: dict, class_names: Optional[str], device, overrides: Optional[dict]):
-    """(model, task, weights loaded) of what `load_state` read from `path`; see `load_model`."""
+    """(model, task) of what `load_state` read from `path`; see `load_model`."""
     import ofaseg  # noqa: F401  registers tasks and models
 
     model_options, task_options, recorded = _options(state, path)
     overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     model_name, model_config = _merged(_model_dataclass, model_options, overrides)
-    if model_name == "simseg" and "bpe_dir" in overrides:  # commands have one option for every tokenizer
-        overrides["bert_vocab"] = overrides.pop("bpe_dir")
+    if model_name in TOKENIZER_OPTIONS and "bpe_dir" in overrides:
+        overrides[TOKENIZER_OPTIONS[model_name]] = overrides.pop("bpe_dir")
+    if model_name == "clip_dense":
+        clip.warn_of_activation(path, model_options | overrides)
     task_name, task_config = _merged(partial(_task_dataclass, model=model_name), task_options, overrides)
     unknown = [key for key in overrides if key not in model_config and key not in task_config]
     if unknown:
@@ -89,6 +95,8 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
         task_config["bpe_dir"] = _tokenizer_folder(task_config["bpe_dir"], path)
     if "bert_vocab" in task_config:
         task_config["bert_vocab"] = _word_pieces(task_config["bert_vocab"], path)
+    if task_config.get("clip_bpe") and "clip_bpe" not in overrides:
+        task_config["clip_bpe"] = _merges(task_config["clip_bpe"], path)
     task_config["rename_classes"] = bool(overrides.get("rename_classes"))  # what the run was allowed does not hold for new names
     task = _build_task(task_name, task_config, class_names, recorded, path, "data" in overrides)
     names_made_rows = not any(model_config.get(key) for key in ("train_class_embedding", "random_class_embeddings", "untie_seg_projection"))
@@ -99,11 +107,11 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
     if state["ema"] and not is_official_configuration(state["cfg"] or {}):
         logger.info("%s: using the averaged weights, as validation did", path)
         weights = state["ema"]
-    if not same_classes and not simseg.is_simseg(weights):  # whose classes are never weights
+    if not same_classes and not isinstance(model, DualEncoder):  # whose classes are never weights
         logger.info("%s: class embeddings are made from the %d class names", path, len(task.vocabulary))
         weights = {key: value for key, value in weights.items() if key not in CLASS_KEYS}
     load_weights(model, weights, str(path))
-    return model.to(device).eval(), task, weights
+    return model.to(device).eval(), task
 
 
 def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabulary]]:
@@ -117,6 +125,8 @@ def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabul
         return model, task, recorded
     family, name, sizes = published_architecture(state["model"], str(path))
     options, task_options, _ = translate_configuration(cfg) if family == "segofa" else ({}, {}, [])
+    if family == "clip_dense":
+        task_options = clip.TASK_OPTIONS | {"text_length": sizes["context_length"]}
     return {"_name": name, **sizes, **options}, {"_name": DEFAULT_TASKS[family], **task_options}, recorded
 
 
@@ -126,9 +136,13 @@ def published_architecture(weights: dict, where: str) -> tuple[str, str, dict]:
     Raises:
         CheckpointError: the weights are of no method here.
     """
+    from ofaseg.models import clip_dense
     from ofaseg.models import ifseg as segofa
     from ofaseg.models import simseg as simseg_model
 
+    if is_clip(weights):
+        name, options = clip.infer_architecture(weights, where)
+        return "clip_dense", name, clip_dense.ARCHITECTURES[name] | options
     if simseg.is_simseg(weights):
         name = simseg.infer_architecture(weights, where)
         return "simseg", name, simseg_model.ARCHITECTURES[name]
@@ -191,6 +205,12 @@ def _word_pieces(recorded: str, path: Path) -> str:
     name = Path(recorded or "").name
     places = [recorded, path.parent / name, path.parent / "vocab.txt", *(ASSETS.glob(f"*/{name}") if name else ())]
     return str(next((place for place in places if str(place or "") not in ("", "???") and Path(place).exists()), "")) or str(path.parent)
+
+
+def _merges(recorded: str, path: Path) -> str:
+    """The merges of CLIP's tokenizer: as recorded, else beside the checkpoint, else "" for those inside open_clip_torch."""
+    places = (Path(recorded), path.parent / Path(recorded).name)
+    return str(next((place for place in places if place.exists()), ""))
 
 
 def _build_task(name: str, options: dict, class_names: Optional[str], recorded: Optional[ClassVocabulary], path: Path, shards_given: bool):

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from ofaseg.models import simseg_state
+from ofaseg.checkpoints.clip import CONVERT
+from ofaseg.models import clip_state, simseg_state
 from ofaseg.models.state import CheckpointError
 
 HARMLESS_MODULES = ("omegaconf.", "fairseq.", "numpy.", "typing.", "enum.", "argparse.", "collections.", "__main__.")
@@ -79,7 +80,7 @@ def load_state(path) -> dict:
     extra = content.get("extra_state") if weights is not content else None
     averaged = extra.get("ema") if isinstance(extra, dict) else None
     averaged = {key: value for key, value in (averaged or {}).items() if isinstance(value, torch.Tensor)}
-    return {"model": _renamed(weights), "ema": averaged, "cfg": plain(cfg), "task_state": plain(content.get("task_state")) or {}}
+    return {"model": _under_our_names(weights), "ema": averaged, "cfg": plain(cfg), "task_state": plain(content.get("task_state")) or {}}
 
 
 def load_configuration(path) -> dict:
@@ -112,12 +113,14 @@ def _load_safetensors(path: Path) -> dict:
     if about.is_file():
         cfg = _read_description(about)
         _check_weights(cfg, about, path)
-    return {"model": _renamed(weights), "ema": {}, "cfg": cfg, "task_state": {}}
+    return {"model": _under_our_names(weights), "ema": {}, "cfg": cfg, "task_state": {}}
 
 
-def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights under our names, where a method's official names differ from them as a whole."""
-    return simseg_state.to_ours(weights) if simseg_state.is_official(weights) else weights
+def _under_our_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of official SimSeg and CLIP files under our names; others as they are."""
+    if simseg_state.is_official(weights):
+        return simseg_state.to_ours(weights)
+    return clip_state.to_ours(weights) if clip_state.is_clip(weights) else weights
 
 
 def _read_description(about: Path) -> dict:
@@ -143,7 +146,10 @@ def _load_torch(path: Path, mmap: bool = False):
 
     With `mmap` the weights stay on the disk until they are used; files in torch's old format are read whole all the same.
     """
-    mmap = mmap and zipfile.is_zipfile(path)
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive and _is_torchscript(path):
+        raise CheckpointError(f"{path}: {CONVERT.format(name=path.name)}")
+    mmap = mmap and is_archive
     allowed: list = [argparse.Namespace, collections.defaultdict, dict, list, tuple, set, frozenset, int, float, bool, str]
     names: set[str] = set()
     while True:
@@ -170,6 +176,15 @@ def _load_torch(path: Path, mmap: bool = False):
             allowed.append((type(full.rpartition(".")[2], (_Record,), {}), full))
         except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged, or not a checkpoint ({_first_line(error)}); copy it again") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a zip file holds a program of TorchScript beside its tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):  # torch says what is wrong with it
+        return False
 
 
 def _first_line(error: Exception) -> str:

@@ -31,10 +31,13 @@ def resize(sample: dict, height: int, width: int) -> dict:
     return result
 
 
-def short_side_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
-    """(height, width) scaled, aspect kept, to the largest size with short side <= `short` and long side <= `long`."""
-    factor = min(long / max(height, width), short / min(height, width))
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+def short_side_size(height: int, width: int, short: float, long: float, multiple: int = 1) -> tuple[int, int]:
+    """(height, width) scaled, aspect kept, to the largest size with short side <= `short` and long side <= `long`.
+
+    Each side is then rounded to a multiple of `multiple`, at least one, by which it may end up half of that above its bound.
+    """
+    factor = min(long / max(height, width), short / min(height, width)) / multiple
+    return max(1, int(height * factor + 0.5)) * multiple, max(1, int(width * factor + 0.5)) * multiple
 
 
 def resize_short_side(sample: dict, short: int = 512, long: int = 2048) -> dict:

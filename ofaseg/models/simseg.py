@@ -5,26 +5,24 @@ Trained on captions alone; the cosine of a patch and a class name is the class m
 """
 
 from dataclasses import dataclass, field
-from typing import Optional, Sequence, Union
+from typing import Optional, Sequence
 
 import torch
-import torch.nn.functional as F
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from torch import Tensor, nn
 
+from ofaseg.models.dual_encoder import DualEncoder
 from ofaseg.models.image_encoders.vit import TIMM_SIZES, PatchTransformer
 from ofaseg.models.layers.pooling import topk_mean, unit
-from ofaseg.models.segmenter import Segmenter
 from ofaseg.models.simseg_state import upgrade_official_state
 from ofaseg.models.state import StateUpgrade
 from ofaseg.models.text_encoders.bert import BERT_SIZES, BertTokens
-from ofaseg.models.text_encoders.class_embeddings import class_embeddings
-from ofaseg.structures import DenseOutput, ImageTextOutput
 
 PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, of RGB in 0..1."""
 TEMPERATURE_RANGE = (0.001, 0.5)
+TEXT_ENTRIES = ("text_encoder.", "text_projection.")
 
 
 @dataclass
@@ -62,7 +60,7 @@ def architecture_config(name: str, **options) -> SimSegConfig:
 
 
 @register_model("simseg", dataclass=SimSegConfig)
-class SimSeg(Segmenter, BaseFairseqModel):
+class SimSeg(DualEncoder, BaseFairseqModel):
     """Image and text tower, projections, LoDA pooling.
 
     Args:
@@ -83,75 +81,29 @@ class SimSeg(Segmenter, BaseFairseqModel):
         for tower, known in ((config.image_tower, TIMM_SIZES), (config.text_tower, BERT_SIZES)):
             if tower not in known:
                 raise ValueError(f"unknown tower {tower!r}; known: {', '.join(known)}")
-        self.config, self.pad = config, pad
+        self.config = config
         self.image_encoder = PatchTransformer(config.image_tower, config.image_size)
         self.text_encoder = BertTokens(config.text_tower, vocab_size, config.dropout)
         self.image_projection = nn.Linear(self.image_encoder.dim, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(self.text_encoder.dim, config.projection_dim, bias=False)
         self.temperature = nn.Parameter(torch.tensor(config.temperature), requires_grad=not config.fixed_temperature)
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
         self.grid_stride = self.image_encoder.patch
-        self.prompts, self._class_vectors = prompts, None
+        self.set_up(prompts, pad, PIXEL_MEAN, PIXEL_STD)
 
     @classmethod
     def build_model(cls, cfg: SimSegConfig, task) -> "SimSeg":
-        """Builds the model for a task with a `wordpiece` tokenizer and `class_prompts`, whose configuration has `text_length`.
+        """Builds the model for a task with a `text_tokenizer` and `class_prompts`, whose configuration has `text_length`.
 
         Raises:
             ValueError: an unknown tower, or texts longer than the text tower reads.
         """
-        model = cls(cfg, cfg.vocab_size or len(task.wordpiece), task.class_prompts, task.wordpiece.pad)
+        model = cls(cfg, cfg.vocab_size or len(task.text_tokenizer), task.class_prompts, task.text_tokenizer.pad)
         if task.cfg.text_length > model.text_encoder.max_length:
             longest = model.text_encoder.max_length
             raise ValueError(f"--text-length {task.cfg.text_length}: the text tower {cfg.text_tower} reads {longest} tokens at most")
         return model
 
-    # -- classes ---------------------------------------------------------------------------------------------------
-
-    def set_classes(self, prompts: Sequence[Sequence[Sequence[int]]]) -> None:
-        """Replaces the class list; class k is the mean over its prompts, `prompts[k]`, each the token ids of one text."""
-        self.prompts, self._class_vectors = prompts, None
-
-    def class_embeddings(self) -> Tensor:
-        """(K, D) unit vectors, made from the prompts in evaluation mode; kept until the model is trained or loaded.
-
-        Raises:
-            ValueError: the model has no classes.
-        """
-        device = self.image_projection.weight.device
-        if self._class_vectors is not None:
-            return self._class_vectors.to(device)  # the model may have moved since
-        if not self.prompts:
-            raise ValueError("this model has no classes; call set_classes first")
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                vectors = class_embeddings(self.embed_text, self.prompts, self.pad, device)
-        finally:
-            self.train(was_training)
-        if not was_training:  # else the next update makes them old
-            self._class_vectors = vectors
-        return vectors
-
-    def keep_class_embeddings(self, vectors: Tensor) -> None:
-        """Takes `vectors` (K, D) for what `class_embeddings` would compute from weights and prompts as they are now."""
-        self._class_vectors = vectors.to(self.image_projection.weight.device)
-
-    def train(self, mode: bool = True) -> "SimSeg":
-        """As `nn.Module.train`; training changes the text tower, so class vectors are forgotten."""
-        if mode:
-            self._class_vectors = None
-        return super().train(mode)
-
     # -- passes ----------------------------------------------------------------------------------------------------
-
-    def normalised(self, image: Tensor) -> Tensor:
-        """Photos (B, 3, H, W), uint8 -> float with ImageNet's mean and deviation taken out; float ones are normalised already."""
-        if image.is_floating_point():
-            return image
-        return (image.float() / 255 - self.pixel_mean) / self.pixel_std
 
     def pixels(self, image: Tensor) -> Tensor:
         """Photos (B, 3, H, W) -> (B, H, W, 3) uint8, as the published code hands them to its CRF.
@@ -164,6 +116,11 @@ class SimSeg(Segmenter, BaseFairseqModel):
         """Photos (B, 3, H, W) -> patch tokens (B, h * w, dim) of the tower and their projections (B, h * w, D)."""
         tokens = self.image_encoder(self.normalised(image))[:, 1:]
         return tokens, self.image_projection(tokens)
+
+    def dense(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Photos (B, 3, H, W) -> patch tokens, their projections, and LoDA over the projections."""
+        tokens, projected = self.patches(image)
+        return tokens, projected, unit(topk_mean(projected, self.config.image_topk))
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Photos (B, 3, H, W) -> (B, D) unit vectors: LoDA over the patches."""
@@ -182,27 +139,6 @@ class SimSeg(Segmenter, BaseFairseqModel):
         """Scalar in 0.001..0.5."""
         return self.temperature.clamp(*TEMPERATURE_RANGE)
 
-    def forward(
-        self, image: Tensor, input_ids: Optional[Tensor] = None, attention_mask: Optional[Tensor] = None
-    ) -> Union[DenseOutput, ImageTextOutput]:
-        """Segments photos, or embeds pairs of photos and texts.
-
-        Args:
-            image: (B, 3, H, W) photos, uint8, or float already normalised; H and W multiples of the patch.
-            input_ids: (B, L) token ids select the pairs; attention_mask (B, L) is 1 for tokens, 0 for padding.
-
-        Returns: ImageTextOutput for pairs; else DenseOutput with the cosines of patches and classes as class_logits, the
-            tower's tokens as features, and the cosines of photo and classes as image_scores.
-        """
-        if input_ids is not None:
-            return ImageTextOutput(self.embed_image(image), self.embed_text(input_ids, attention_mask), self.clamped_temperature())
-        grid = (image.shape[2] // self.grid_stride, image.shape[3] // self.grid_stride)
-        tokens, projected = self.patches(image)
-        classes = self.class_embeddings().to(projected.dtype)
-        maps = F.normalize(projected, dim=-1) @ classes.T
-        scores = unit(topk_mean(projected, self.config.image_topk)).to(classes.dtype) @ classes.T
-        return DenseOutput(maps.transpose(1, 2).unflatten(2, grid), tokens.transpose(1, 2).unflatten(2, grid), scores)
-
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def upgrade_state(self, state_dict: dict) -> StateUpgrade:
@@ -210,9 +146,9 @@ class SimSeg(Segmenter, BaseFairseqModel):
         self._class_vectors = None
         return upgrade_official_state(state_dict, self.state_dict())
 
-    def upgrade_state_dict_named(self, state_dict: dict, name: str) -> None:
-        """fairseq's hook before strict loading."""
-        self.upgrade_state(state_dict)
+    def text_state(self) -> dict[str, Tensor]:
+        """The entries of the state dict that class vectors depend on: text tower and projection."""
+        return {key: value for key, value in self.state_dict().items() if key.startswith(TEXT_ENTRIES)}
 
 
 def _register_architecture(name: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ofaseg.checkpoints import CheckpointError, load_model, load_official, simseg
+from ofaseg.checkpoints import CheckpointError, class_vectors, load_model, load_official, simseg
 from ofaseg.models.simseg import SimSeg, architecture_config
 from ofaseg.models.simseg_state import to_official
 from ofaseg.tokenizers import TokenizerError
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
     """vocab.txt, and an empty cache; files of the nano width are taken for published ones."""
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
     monkeypatch.setitem(simseg.WIDTHS, 128, "simseg_nano")
-    monkeypatch.setenv(simseg.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(class_vectors.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_file_is_made_again(folder, weights, made, caplog, damage):
 
 def test_a_folder_that_cannot_be_written_only_warns(folder, weights, made, caplog, monkeypatch):
     (folder / "file").write_text("in the way")
-    monkeypatch.setenv(simseg.CACHE_VARIABLE, str(folder / "file" / "cache"))
+    monkeypatch.setenv(class_vectors.CACHE_VARIABLE, str(folder / "file" / "cache"))
     with caplog.at_level(logging.WARNING):
         model, task = load(write(folder, weights))
     assert "class vectors cannot be kept" in caplog.text and "set OFASEG_CACHE to a folder that can be written" in caplog.text
@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_written_only_warns(folder, weights, made, caplo
 
 
 def test_an_empty_variable_keeps_nothing(folder, weights, monkeypatch):
-    monkeypatch.setenv(simseg.CACHE_VARIABLE, "")
+    monkeypatch.setenv(class_vectors.CACHE_VARIABLE, "")
     before = set(os.listdir(folder))
     load(write(folder, weights))
     assert set(os.listdir(folder)) - before == {"simseg.pth"}

@@ -38,7 +38,7 @@ def by_hand(checkpoint, photo, size, sentences):
     pixels = np.asarray(Image.open(photo).resize(size[::-1], Image.Resampling.BILINEAR))
     image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
     with torch.no_grad():
-        vectors = [model.embed_text(*task.wordpiece(list(texts), 12)).mean(0) for texts in sentences]
+        vectors = [model.embed_text(*task.text_tokenizer(list(texts), 12)).mean(0) for texts in sentences]
         phrases = F.normalize(torch.stack(vectors), dim=-1)
         cosines = F.normalize(model.patches(image)[1][0], dim=-1) @ phrases.T
         scores = model.embed_image(image)[0] @ phrases.T

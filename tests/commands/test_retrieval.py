@@ -64,7 +64,7 @@ def naive_scores(checkpoint, pairs, resize=36, crop=32):
             pixels = np.asarray(Image.fromarray(photo).resize((resize, resize), Image.Resampling.BILINEAR))
             middle = torch.from_numpy(pixels[first : first + crop, first : first + crop].transpose(2, 0, 1).copy())[None]
             photos.append(model.embed_image(middle)[0])
-            texts += [model.embed_text(*task.wordpiece([caption], 12))[0] for caption in captions]
+            texts += [model.embed_text(*task.text_tokenizer([caption], 12))[0] for caption in captions]
             owners += [k] * len(captions)
     scores = {}
     for name, queries, items, wanted in (("I2T", photos, texts, owners), ("T2I", texts, photos, list(range(len(photos))))):

@@ -1,0 +1,232 @@
+"""CLIP as a dense text model, without training: the patches of its image tower against its text tower's class vectors.
+
+The towers are open_clip's, which also read OpenAI's weights; what patches mix in the last block is a named choice
+(`ofaseg.models.layers.dense_attention`). Nothing is ever downloaded: weights come from a local file.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from torch import Tensor
+
+from ofaseg.models.clip_state import PREFIX, upgrade_official_state
+from ofaseg.models.dual_encoder import DualEncoder
+from ofaseg.models.image_encoders.vit import interpolate_positions
+from ofaseg.models.layers.dense_attention import LAST_BLOCKS, VARIANTS, DenseAttention
+from ofaseg.models.state import StateUpgrade
+
+PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's, of RGB in 0..1."""
+LARGEST_SCALE = math.log(100)
+"""CLIP's bound of logit_scale, the logarithm of what cosines are multiplied by."""
+
+
+@dataclass
+class ClipDenseConfig(FairseqDataclass):
+    """Options of dense CLIP; the defaults are `clip_vit_b_16`."""
+
+    dense_attention: str = field(default="clip", metadata={"help": f"what patches mix in the last block: {', '.join(VARIANTS)}"})
+    last_block: str = field(
+        default="paper",
+        metadata={"help": f"{', '.join(LAST_BLOCKS)}: with residual and feed-forward network, without, or as the variant's paper"},
+    )
+    attention_temperature: float = field(default=1.0, metadata={"help": "t: similarities in the last block are divided by it"})
+    attention_sigma: float = field(default=5.0, metadata={"help": "s of naclip's neighbourhood, in patches (paper: 5)"})
+    plain_gelu: bool = field(default=False, metadata={"help": "GELU, as most models of open_clip, instead of OpenAI's QuickGELU"})
+    patch_size: int = field(default=16, metadata={"help": "side of a patch in pixels"})
+    image_size: int = field(default=224, metadata={"help": "photo side in pixels that the position table is made for"})
+    image_width: int = field(default=768, metadata={"help": "width of the image tower"})
+    image_layers: int = field(default=12, metadata={"help": "blocks of the image tower"})
+    image_heads: int = field(default=12, metadata={"help": "attention heads of the image tower"})
+    text_width: int = field(default=512, metadata={"help": "width of the text tower"})
+    text_layers: int = field(default=12, metadata={"help": "blocks of the text tower"})
+    text_heads: int = field(default=8, metadata={"help": "attention heads of the text tower"})
+    projection_dim: int = field(default=512, metadata={"help": "dimension of image and text vectors"})
+    context_length: int = field(default=77, metadata={"help": "longest text in tokens, with start and end"})
+    vocab_size: int = field(default=49408, metadata={"help": "rows of the word embedding"})
+
+
+ARCHITECTURES = {
+    "clip_vit_b_16": dict(),
+    "clip_vit_b_32": dict(patch_size=32),
+    "clip_vit_l_14": dict(
+        patch_size=14, image_width=1024, image_layers=24, image_heads=16, text_width=768, text_heads=12, projection_dim=768
+    ),
+    "clip_nano": dict(
+        patch_size=8, image_size=32, image_width=64, image_layers=3, image_heads=4,
+        text_width=48, text_layers=2, text_heads=3, projection_dim=40,
+    ),
+}  # fmt: skip
+"""Named architectures: what differs from the defaults of ClipDenseConfig."""
+
+
+def architecture_config(name: str, **options) -> ClipDenseConfig:
+    """The configuration of a named architecture, with `options` on top. Raises ValueError listing the known names."""
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
+    return ClipDenseConfig(**(ARCHITECTURES[name] | options))
+
+
+def build_towers(config: ClipDenseConfig):
+    """open_clip's CLIP of these sizes, with weights at random.
+
+    Raises:
+        ValueError: the package open_clip_torch is missing.
+    """
+    try:
+        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg  # takes seconds, and is optional: only for those who build one
+    except ImportError as error:
+        raise ValueError("CLIP needs the package open_clip_torch: pip install 'ofaseg[clip]'") from error
+    image = CLIPVisionCfg(
+        layers=config.image_layers,
+        width=config.image_width,
+        head_width=config.image_width // config.image_heads,
+        patch_size=config.patch_size,
+        image_size=config.image_size,
+    )
+    text = CLIPTextCfg(
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        width=config.text_width,
+        heads=config.text_heads,
+        layers=config.text_layers,
+    )
+    return CLIP(config.projection_dim, image, text, quick_gelu=not config.plain_gelu)
+
+
+@register_model("clip_dense", dataclass=ClipDenseConfig)
+class ClipDense(DualEncoder, BaseFairseqModel):
+    """open_clip's two towers, the last block of the image tower read patch by patch.
+
+    Args:
+        config: sizes and options.
+        prompts: for each class the token ids of its prompts (with start and end), see `set_classes`; None for no classes yet.
+        pad: id of padding.
+
+    Attributes:
+        clip: `open_clip.model.CLIP`.
+        attention: how the last block is read.
+        grid_stride: pixels per patch.
+
+    Raises:
+        ValueError: an unknown variant, or open_clip_torch is missing.
+    """
+
+    def __init__(self, config: ClipDenseConfig, prompts: Optional[Sequence] = None, pad: int = 0):
+        super().__init__()
+        self.config = config
+        self.attention = DenseAttention(config.dense_attention, config.last_block, config.attention_temperature, config.attention_sigma)
+        self.clip = build_towers(config)
+        self.grid_stride = config.patch_size
+        self.set_up(prompts, pad, PIXEL_MEAN, PIXEL_STD)
+
+    @classmethod
+    def build_model(cls, cfg: ClipDenseConfig, task) -> "ClipDense":
+        """Builds the model for a task with a `text_tokenizer` and `class_prompts`.
+
+        Raises:
+            ValueError: the tokenizer has other ids than the model's word embedding.
+        """
+        if len(task.text_tokenizer) != cfg.vocab_size:
+            raise ValueError(
+                f"the text tokenizer has {len(task.text_tokenizer)} entries, the model's word embedding {cfg.vocab_size} rows; "
+                "CLIP needs --text-tokenizer clip_bpe"
+            )
+        return cls(cfg, task.class_prompts, task.text_tokenizer.pad)
+
+    # -- passes ----------------------------------------------------------------------------------------------------
+
+    def dense(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Photos (B, 3, H, W) -> patch tokens of the variant (B, h * w, F), projections (B, h * w, D), CLIP's photo vectors (B, D)."""
+        tokens, grid = self._before_last_block(image)
+        patches = self.clip.visual.ln_post(self.attention(self._last_block, tokens, grid)[:, 1:])
+        return patches, patches @ self.clip.visual.proj, self._photo_vectors(tokens)
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        """Photos (B, 3, H, W) -> (B, D) unit vectors: CLIP's own, of the CLS token, whatever the variant."""
+        return self._photo_vectors(self._before_last_block(image)[0])
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask (B, L), L up to `context_length` -> (B, D) unit vectors, read at the end of the text.
+
+        A token sees what stands before it, so that padding after the end changes nothing and need not be there.
+
+        Raises:
+            ValueError: L is larger than `context_length`.
+        """
+        clip, length = self.clip, input_ids.shape[1]
+        if length > len(clip.positional_embedding):
+            raise ValueError(f"texts of {length} tokens; this CLIP reads {len(clip.positional_embedding)}: set text_length to that")
+        tokens = clip.token_embedding(input_ids) + clip.positional_embedding[:length]
+        unseen = clip.attn_mask[:length, :length]
+        for block in clip.transformer.resblocks:
+            tokens = block(tokens, attn_mask=unseen)
+        ends = tokens[torch.arange(len(tokens), device=tokens.device), attention_mask.sum(1) - 1]
+        return F.normalize(clip.ln_final(ends) @ clip.text_projection, dim=-1)
+
+    def clamped_temperature(self) -> Tensor:
+        """Scalar of at least 0.01."""
+        return (-self.clip.logit_scale.clamp(max=LARGEST_SCALE)).exp()
+
+    @property
+    def _last_block(self):
+        return self.clip.visual.transformer.resblocks[-1]
+
+    def _before_last_block(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Photos -> input of the last block (B, 1 + h * w, F), and (h, w).
+
+        Raises:
+            ValueError: a side is no multiple of the patch.
+        """
+        visual, stride = self.clip.visual, self.grid_stride
+        grid = (image.shape[2] // stride, image.shape[3] // stride)
+        if (grid[0] * stride, grid[1] * stride) != tuple(image.shape[2:]) or 0 in grid:
+            size = f"{image.shape[2]}x{image.shape[3]}"
+            raise ValueError(f"photos of {size} pixels (height x width): both sides must be multiples of {stride}")
+        patches = visual.conv1(self.normalised(image)).flatten(2).transpose(1, 2)
+        tokens = torch.cat([visual.class_embedding.expand(len(patches), 1, -1).to(patches.dtype), patches], 1)
+        tokens = visual.ln_pre(tokens + interpolate_positions(visual.positional_embedding[None], *grid))
+        for block in visual.transformer.resblocks[:-1]:
+            tokens = block(tokens)
+        return tokens, grid
+
+    def _photo_vectors(self, tokens: Tensor) -> Tensor:
+        """(B, D) unit vectors from the input of the last block; only its CLS token is computed."""
+        block, visual = self._last_block, self.clip.visual
+        keys = block.ln_1(tokens)
+        cls = tokens[:, :1] + block.ls_1(block.attention(keys[:, :1], keys, keys))
+        cls = cls + block.ls_2(block.mlp(block.ln_2(cls)))
+        return F.normalize(visual.ln_post(cls[:, 0]) @ visual.proj, dim=-1)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def upgrade_state(self, state_dict: dict) -> StateUpgrade:
+        """Makes a state dict of OpenAI's CLIP or open_clip loadable, in place; raises CheckpointError when it does not fit."""
+        self._class_vectors = None
+        return upgrade_official_state(state_dict, self.state_dict())
+
+    def text_state(self) -> dict[str, Tensor]:
+        """The entries of the state dict that class vectors depend on: all but the image tower's and the scale."""
+        others = (f"{PREFIX}visual.", f"{PREFIX}logit_scale")
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(others)}
+
+    def text_options(self) -> str:
+        """Weights alone say neither the activation nor the heads."""
+        return f"plain_gelu={bool(self.config.plain_gelu)} text_heads={self.config.text_heads}"
+
+
+def _register_architecture(name: str) -> None:
+    def fill(args) -> None:
+        for key, value in ARCHITECTURES[name].items():
+            setattr(args, key, getattr(args, key, value))
+
+    register_model_architecture("clip_dense", name)(fill)
+
+
+for _name in ARCHITECTURES:
+    _register_architecture(_name)
