@@ -27,7 +27,7 @@ FEATURES = ("loda", "mean", "cls")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="checkpoint of a dual encoder: fairseq .pt, model.safetensors, or official SimSeg .pth")
+    parser.add_argument("checkpoint", help="checkpoint of a dual encoder: fairseq .pt, model.safetensors, or official SimSeg or CLIP file")
     parser.add_argument("data", help="folder of images by class, Parquet files, or a saved dataset")
     parser.add_argument("--train-split", default="train", help="which split is learned (default: train)")
     parser.add_argument("--split", default="val", help="which split is scored (default: val)")
@@ -78,6 +78,7 @@ def run(args) -> int:
     from ofaseg.checkpoints import load_dual_encoder
     from ofaseg.data.image_text_transforms import ImageTextEvaluation
     from ofaseg.data.labelled_images import open_labelled
+    from ofaseg.models.simseg import SimSeg
 
     lr = RATES[args.optimizer] if args.lr is None else args.lr
     if min(args.epochs, args.encode_batch_size) < 1 or args.batch_size < 0 or lr <= 0:
@@ -86,6 +87,8 @@ def run(args) -> int:
     sets = [open_labelled(args.data, name, args.image_column, args.label_column) for name in (args.train_split, args.split)]
     classes = {label: k for k, label in enumerate(sorted(set(sets[0].labels)))}
     model, task = load_dual_encoder(args.checkpoint, device, common.parse_overrides(args.override))
+    if args.features != "mean" and not isinstance(model, SimSeg):
+        raise ValueError(f"--features {args.features} is of SimSeg alone; for this model give --features mean")
     size = args.size or task.cfg.patch_image_size
     if size % model.grid_stride:
         raise ValueError(f"--size {size}: give a multiple of the patch, {model.grid_stride} pixels")

@@ -23,7 +23,7 @@ PUBLISHED_SIZES = (324, 288)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="fairseq checkpoint (.pt), exported model.safetensors, or official SimSeg .pth")
+    parser.add_argument("checkpoint", help="fairseq checkpoint (.pt), exported model.safetensors, or official SimSeg or CLIP file")
     parser.add_argument("data", help="photos with captions: shards, .parquet, .csv[:image folder], saved dataset; several by commas")
     parser.add_argument("--split", default="val", help="which split (default: val)")
     parser.add_argument("--resize", type=int, default=0, help="square side that photos are resized to (default: crop x 324 / 288)")

@@ -45,7 +45,7 @@ def _add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     weighted = "with a weight as FOLDER=3; several are averaged"
     add("--encoder", action="append", default=[], metavar="FOLDER[=WEIGHT]", help=f"local transformers text encoder, {weighted}")
-    add("--checkpoint", default="", metavar="FILE[=WEIGHT]", help="SimSeg checkpoint whose text tower is the encoder")
+    add("--checkpoint", default="", metavar="FILE[=WEIGHT]", help="SimSeg or CLIP checkpoint whose text tower is the encoder")
     add("--bpe-dir", default="", help="tokenizer of --checkpoint, when it is not where the checkpoint was trained")
     add("--outlier", type=float, default=None, metavar="S", help="remove the odd one of two names at most S similar (published: 0.46)")
     add("--within-class", action="store_true", help="--outlier compares names of one class only (published: all)")
@@ -119,7 +119,7 @@ def _encoders(args) -> list[tuple[filters.Encode, float]]:
         path, weight = _weighted(args.checkpoint)
         found.append((_text_tower(path, args.bpe_dir, device), weight))
     if not found:
-        raise ValueError("no text encoder: give --encoder (a local transformers folder) or --checkpoint (SimSeg)")
+        raise ValueError("no text encoder: give --encoder (a local transformers folder) or --checkpoint (SimSeg, CLIP)")
     return found
 
 
@@ -139,7 +139,7 @@ def _text_tower(path: str, bpe_dir: str, device) -> filters.Encode:
 
     model, task = load_model(path, class_names="thing", device=device, overrides={"bpe_dir": bpe_dir or None})
     if not hasattr(task, "prompts_of"):
-        raise ValueError(f"{path}: this model has no text tower that makes vectors of names; give a SimSeg checkpoint")
+        raise ValueError(f"{path}: this model has no text tower that makes vectors of names; give one of SimSeg or CLIP")
     task.templates = ("{}",)
 
     def encode(names):

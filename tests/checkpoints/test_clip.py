@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from ofaseg.checkpoints import CheckpointError, export_safetensors, load_model, load_state
+from ofaseg.checkpoints import CheckpointError, export_safetensors, load_dual_encoder, load_model, load_state
 from ofaseg.checkpoints.clip import TASK_OPTIONS, infer_architecture
 from ofaseg.checkpoints.restore import published_architecture
 from ofaseg.models.clip_dense import ClipDense
@@ -204,3 +204,30 @@ def test_wrong_files(state, tmp_path):
         with pytest.raises(CheckpointError, match=message) as error:
             load_model(tmp_path / "wrong.pt", class_names=NAMES, overrides=FEW)
         assert str(error.value).startswith(str(tmp_path / "wrong.pt"))
+
+
+def test_without_classes(state, cache, tmp_path):
+    """`load_dual_encoder` needs no class names and keeps no vectors; its towers and tokenizer are those of `load_model`."""
+    torch.save(openai_state(state), tmp_path / "clip.pt")
+    model, task = load_dual_encoder(tmp_path / "clip.pt", overrides=FEW)
+    assert isinstance(model, ClipDense) and not cache.exists()
+    other, other_task = load_model(tmp_path / "clip.pt", class_names=NAMES, overrides=FEW)
+    vectors = model.embed_text(*task.tokenize(["a photo of a cat.", "a photo of a traffic light.", "a photo of a sky."]))
+    torch.testing.assert_close(vectors.detach(), other.class_embeddings(), atol=1e-5, rtol=1e-5)
+    photo = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    maps = task.similarity_maps(model, photo, ["cat", "traffic light", "sky"], templates=("a photo of a {}.",))
+    expected = predicted(other, other_task)
+    np.testing.assert_allclose(maps.cosines, expected.class_logits[0].detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(maps.scores, expected.image_scores[0].detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "nan"])
+def test_damaged_class_vectors_are_made_again(state, cache, tmp_path, caplog, damage):
+    torch.save(openai_state(state), tmp_path / "clip.pt")
+    expected = load_model(tmp_path / "clip.pt", class_names=NAMES, overrides=FEW)[0].class_embeddings()
+    file = next(cache.iterdir())
+    wrong = {"shape": expected[:2].clone(), "nan": expected * float("nan")}
+    file.write_bytes(file.read_bytes()[:-9] if damage == "cut" else save({"vectors": wrong[damage]}))
+    with caplog.at_level(logging.WARNING):
+        again = load_model(tmp_path / "clip.pt", class_names=NAMES, overrides=FEW)[0].class_embeddings()
+    assert torch.equal(again, expected) and "class vectors cannot be read" in caplog.text

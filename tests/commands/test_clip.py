@@ -2,11 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ofaseg.cli import main
+from ofaseg.data import codec
+from ofaseg.data.shards import ShardWriter
+from ofaseg.vocabulary import ClassVocabulary
 from tests.checkpoints.clip_files import nano_state, openai_state
 from tests.toy import write_toy_shards
 
@@ -64,3 +68,35 @@ def test_evaluate(checkpoint, tmp_path):
     assert [score["images"] for score in scores] == [4, 4, 4] and scores[0]["class_names"] == ["red", "green", "blue"]
     assert scores[0]["aAcc"] == pytest.approx(scores[1]["aAcc"], abs=2e-3)
     assert scores[2]["post_process"]["window"] == 16 and scores[2]["mIoU"] != scores[0]["mIoU"]
+
+
+def test_maps_of_phrases(checkpoint, tmp_path):
+    Image.effect_noise((50, 40), 80).convert("RGB").save(tmp_path / "x.png")
+    command = ["predict", str(tmp_path / "x.png"), "--checkpoint", checkpoint, "--out", str(tmp_path / "out"), *CPU[:2]]
+    assert main([*command, "--maps", "a red car", "--map-size", "32"]) == 0
+    with np.load(tmp_path / "out" / "x_maps.npz") as stored:
+        assert stored["cosines"].shape == (1, 4, 5) and np.isfinite(stored["cosines"]).all() and stored["scores"].shape == (1,)
+
+
+def test_retrieval(checkpoint, tmp_path):
+    with ShardWriter(str(tmp_path), "val", ClassVocabulary(("x",), source="toy"), ["image", "captions", "id"], format="parquet") as writer:
+        for k in range(3):
+            photo = np.full((40, 50, 3), 70 * k, np.uint8)
+            writer.write({"id": str(k), "image": codec.encode_image(photo, "png"), "captions": ["a photo", f"photo number {k}"]})
+    assert main(["retrieval", checkpoint, str(tmp_path), "--out", str(tmp_path / "out"), *CPU]) == 0
+    scores = json.loads((tmp_path / "out" / "retrieval.json").read_text())
+    assert scores["images"] == 3 and scores["captions"] == 6 and scores["T2I-R@5"] == 1
+
+
+def test_probe(checkpoint, tmp_path, capsys):
+    """On patch tokens; SimSeg's other features are refused by name."""
+    for split in ("train", "val"):
+        for name, value in (("dark", 20), ("light", 220)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for k in range(4):
+                Image.new("RGB", (40, 36), (value + k,) * 3).save(tmp_path / split / name / f"{k}.png")
+    command = ["probe", checkpoint, str(tmp_path), "--epochs", "20", "--out", str(tmp_path / "out"), *CPU]
+    assert main(command) == 2
+    assert "--features loda is of SimSeg alone" in capsys.readouterr().err
+    assert main([*command, "--features", "mean"]) == 0
+    assert json.loads((tmp_path / "out" / "probe.json").read_text())["classes"] == 2
