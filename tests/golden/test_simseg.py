@@ -16,6 +16,7 @@ from ofaseg.evaluation.refine import REFINEMENTS, close_holes, nearest_resize
 from ofaseg.evaluation.semantic import bin_counts, matrix_from_bins
 from ofaseg.evaluation.zero_shot_settings import load_settings
 from ofaseg.losses import contrastive_loss
+from ofaseg.models.layers.subclass_fusion import subclass_maps
 from ofaseg.models.simseg import SimSeg, architecture_config
 from ofaseg.models.simseg_state import to_official, to_ours
 from tests.golden.golden_weights import golden_state_dict, load_golden
@@ -193,3 +194,17 @@ def test_label_map_with_our_crf(chain):
         assert float((mask == chain.masks[m]).double().mean()) >= 0.99, m
     found = segment_by_candidates(chain.output, chain.images, [chain.size], load_settings("pascal_voc"))[0].label_map
     assert float((found == chain.label_map).double().mean()) >= 0.99
+
+
+@torch.no_grad()
+def test_maps_of_subclasses(case):
+    """LLM supervision's rule: each class map is that of its subclasses, weighted by how well they go with the photo."""
+    if "llm/subclass_embedding" not in case.arrays:
+        pytest.skip("not in this file")
+    subclasses = torch.from_numpy(case.arrays["llm/subclass_embedding"])
+    golden = case.arrays["llm/maps"]
+    _, projected = case.model.patches(case.image[:1])
+    image, classes = torch.from_numpy(case.arrays["image_embedding"])[:1], torch.from_numpy(case.arrays["class_embedding"])
+    mask = torch.ones(subclasses.shape[:2], dtype=torch.bool)
+    maps = subclass_maps(torch.nn.functional.normalize(projected, dim=-1), image, subclasses, mask, classes)
+    assert_close(maps[0].T.reshape(golden.shape), golden)
