@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Optional, Sequence
+from typing import Iterable, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -134,3 +134,16 @@ def run_command(run, args) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names in their order; one that stands already, in any case of letters, gets a number: a, a-2, a-3."""
+    result, taken = [], set()
+    for first in names:
+        name, number = first, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{first}-{number}"
+        taken.add(name.lower())
+        result.append(name)
+    return result

@@ -146,17 +146,8 @@ def expand(arguments: list[str]) -> Iterator[str]:
 
 def output_names(sources: list[str]) -> list[str]:
     """One file stem per source, from its own name; equal names get a number."""
-    names, taken = [], set()
-    for source in sources:
-        path = urllib.parse.urlsplit(source).path if _is_url(source) else source
-        stem = Path(urllib.parse.unquote(path)).stem or "image"
-        name, number = stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.lower())
-        names.append(name)
-    return names
+    paths = (urllib.parse.urlsplit(source).path if _is_url(source) else source for source in sources)
+    return common.distinct(Path(urllib.parse.unquote(path)).stem or "image" for path in paths)
 
 
 def read_bytes(source: str) -> bytes:

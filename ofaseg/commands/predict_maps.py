@@ -51,13 +51,4 @@ def worker(args) -> Callable[[str, Path], str]:
 
 def file_names(phrases: list[str]) -> list[str]:
     """One part of a file name per phrase; phrases that look alike there get a number."""
-    names, taken = [], set()
-    for phrase in phrases:
-        stem = safe_name(phrase).encode()[:NAME_BYTES].decode(errors="ignore")
-        name, number = stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.lower())
-        names.append(name)
-    return names
+    return common.distinct(safe_name(phrase).encode()[:NAME_BYTES].decode(errors="ignore") for phrase in phrases)
