@@ -29,7 +29,7 @@ ALLOWED = {
     "ofaseg.cli": EVERYTHING,
     "ofaseg.hydra_train": set(),
     "ofaseg": EVERYTHING,  # __init__: registration
-    "user_tasks": LEAVES | {"ofaseg.data", "ofaseg.evaluation", "ofaseg.models", "ofaseg.checkpoints"},
+    "user_tasks": LEAVES | {"ofaseg.data", "ofaseg.evaluation", "ofaseg.models", "ofaseg.checkpoints", "ofaseg.subclasses"},
     "criterions": LEAVES,
     "data_prep": LEAVES | {"ofaseg.data"},
     "tools": EVERYTHING,

@@ -15,9 +15,11 @@ from ofaseg.data import image_text_transforms, transforms
 from ofaseg.evaluation import postprocess
 from ofaseg.evaluation.heatmaps import SimilarityMaps
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings, load_settings
+from ofaseg.models.layers.subclass_fusion import SubclassPrompts
 from ofaseg.prompts import load_templates
 from ofaseg.vocabulary import ClassVocabulary
 from ofaseg.wordpiece import WordPieceTokenizer, find_vocab
+from user_tasks import subclass_options
 from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ FEWEST_CANDIDATES = 3
 
 
 @dataclass
-class DenseSegmentationConfig(SegmentationTaskConfig):
+class DenseSegmentationConfig(subclass_options.SubclassOptions, SegmentationTaskConfig):
     patch_image_size: int = field(default=288, metadata={"help": "side in pixels that photos are resized to, see --resize (SimSeg: 288)"})
     resize: ChoiceEnum(["square", "short_side"]) = field(
         default="square", metadata={"help": "to a square (SimSeg), or the short side to size, aspect kept, sides multiples of the patch"}
@@ -107,6 +109,7 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
 
     Attributes:
         grid_stride: pixels per patch; the model sets it when it is built.
+        subclass_prompts: finer names of the classes as the model takes them, None without.
     """
 
     grid_stride = 1
@@ -115,6 +118,7 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
         super().__init__(cfg, vocabulary)
         self.set_up_prompts(cfg, vocabulary.names)
         self.zero_shot = self._settings()
+        self.subclass_prompts = self._subclass_prompts()
 
     @classmethod
     def setup_task(cls, cfg: DenseSegmentationConfig, **kwargs):
@@ -129,7 +133,13 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
     def build_model(self, cfg, from_checkpoint: bool = False):
         model = super().build_model(cfg, from_checkpoint)
         self.grid_stride = model.grid_stride
+        model.set_subclasses(self.subclass_prompts)
         return model
+
+    def _subclass_prompts(self) -> Optional[SubclassPrompts]:
+        """Prompts of the finer names that `subclasses` gives for the vocabulary. Raises LabelSetError for a file of other classes."""
+        label_set = subclass_options.load_subclasses(self.cfg, self.vocabulary.names)
+        return None if label_set is None else subclass_options.subclass_prompts(self.cfg, label_set, self.prompts_of)
 
     def _settings(self) -> Optional[ZeroShotSettings]:
         """How the present classes are chosen; None for the best class per pixel."""
@@ -144,13 +154,23 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
                 "background; name more classes, or use zero_shot=dense",
                 len(self.vocabulary),
             )
-        return load_settings(choice)
+        return subclass_options.with_top_m(load_settings(choice), self.cfg.top_m)
 
     def set_class_names(self, vocabulary: ClassVocabulary) -> None:
-        """Replaces the class vocabulary; the model needs `set_classes(task.class_prompts)` afterwards."""
+        """Replaces the class vocabulary; the model needs `give_classes(model)` afterwards.
+
+        Raises:
+            LabelSetError: the task's subclasses are of other classes.
+        """
         self.vocabulary = vocabulary
         self.class_prompts = self.prompts_of(vocabulary.names)
         self.zero_shot = self._settings()
+        self.subclass_prompts = self._subclass_prompts()
+
+    def give_classes(self, model) -> None:
+        """Tells a model the task's classes, and their finer names."""
+        model.set_classes(self.class_prompts)
+        model.set_subclasses(self.subclass_prompts)
 
     def evaluation_transform(self, sample: dict, rng=None) -> dict:
         """Only the image: a square of `patch_image_size`, aspect lost, as SimSeg's published evaluation resizes, or by its short side."""
@@ -182,8 +202,8 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
     ) -> SimilarityMaps:
         """How well each patch of a photo, and the photo as a whole, go with free phrases.
 
-        The phrases become the model's classes, so that they are encoded once for many photos; `model.set_classes(self.class_prompts)`
-        brings back those of the vocabulary.
+        The phrases become the model's classes, so that they are encoded once for many photos; `give_classes(model)` brings back
+        those of the vocabulary.
 
         Args:
             image: (H, W, 3) uint8 RGB, of any size.
@@ -198,7 +218,7 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
         if not phrases or not all(phrase.strip() for phrase in phrases) or side < 0:
             raise ValueError(f"phrases {list(phrases)}, side {side}: give at least one phrase, none empty, and a side of at least 0 pixels")
         prompts = self.prompts_of(phrases, templates)
-        if model.prompts != prompts:
+        if model.prompts != prompts or model.subclasses is not None:
             model.set_classes(prompts)
         if side:
             sample = image_text_transforms.short_side_resize({"image": image}, side, model.grid_stride, LONG_SIDE * side)

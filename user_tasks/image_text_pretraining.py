@@ -227,7 +227,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         batches = (dataset.collater([dataset[i] for i in part]) for part in parts)
         evaluator, post = SemanticEvaluator(task.vocabulary), task.validation_posts()["_confusion"]
         model.eval()
-        model.set_classes(task.class_prompts)  # averaged weights are never in training mode, so their class vectors would be old
+        task.give_classes(model)  # averaged weights are never in training mode, so their class vectors would be old
         run = evaluate_batches(batches, lambda batch: task.predict_batch(model, batch["net_input"], batch["native_sizes"], post), evaluator)
         return {name: run.scores[name] for name in SEGMENTATION_SCORES}
 

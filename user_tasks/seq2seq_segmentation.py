@@ -11,6 +11,7 @@ from ofaseg.data.seq2seq_dataset import ArtificialImageDataset, Seq2SeqSegmentat
 from ofaseg.data.synthetic import ArtificialImageSampler
 from ofaseg.prompts import SEGMENTATION_PROMPT
 from ofaseg.vocabulary import ClassVocabulary
+from user_tasks import subclass_options
 from user_tasks.base_tasks import TokenTask
 from user_tasks.segmentation_task import SegmentationTask, SegmentationTaskConfig
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Seq2SeqSegmentationConfig(SegmentationTaskConfig):
+class Seq2SeqSegmentationConfig(subclass_options.SubclassNameOptions, SegmentationTaskConfig):
     bpe_dir: str = field(default="", metadata={"help": "tokenizer folder: encoder.json, vocab.bpe, dict.txt, or a SentencePiece *.model"})
     bpe: Optional[ChoiceEnum(["gpt2", "sentencepiece", "word"])] = field(
         default=None, metadata={"help": "tokenizer, when --bpe-dir leaves a choice"}
@@ -41,6 +42,7 @@ class Seq2SeqSegmentationTask(TokenTask, SegmentationTask):
 
     Attributes:
         source_tokens: (S,) long, the source text of every sample.
+        class_words: with `subclasses`, for each class the token ids of the names that its word vector is the mean of; else None.
     """
 
     image_key = "patch_images"
@@ -49,6 +51,7 @@ class Seq2SeqSegmentationTask(TokenTask, SegmentationTask):
     def __init__(self, cfg: Seq2SeqSegmentationConfig, vocabulary: ClassVocabulary):
         super().__init__(cfg, vocabulary)
         self.source_tokens = self.segmentation_source(cfg.prompt_prefix)
+        self.class_words = self._class_words()
 
     @classmethod
     def setup_task(cls, cfg: Seq2SeqSegmentationConfig, **kwargs):
@@ -57,11 +60,31 @@ class Seq2SeqSegmentationTask(TokenTask, SegmentationTask):
     def set_class_names(self, vocabulary: ClassVocabulary) -> None:
         """Replaces the class vocabulary of a loaded model, for notebooks and services; `load_model` does it for one list.
 
-        The model needs `set_classes(task.class_token_ids)` afterwards.
+        The model needs `give_classes(model)` afterwards.
+
+        Raises:
+            LabelSetError: the task's subclasses are of other classes.
         """
         self.vocabulary = vocabulary
         self.class_token_ids = [self.encode(name) for name in vocabulary.names]
         self.source_tokens = self.segmentation_source(self.cfg.prompt_prefix)
+        self.class_words = self._class_words()
+
+    def give_classes(self, model) -> None:
+        """Tells a model the task's classes, and the words they are made of."""
+        model.set_classes(self.class_token_ids)
+        if self.class_words is not None:
+            model.set_class_words(self.class_words)
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        model = super().build_model(cfg, from_checkpoint)
+        if self.class_words is not None:
+            model.set_class_words(self.class_words)
+        return model
+
+    def _class_words(self) -> Optional[list[list[list[int]]]]:
+        label_set = subclass_options.load_subclasses(self.cfg, self.vocabulary.names)
+        return None if label_set is None else subclass_options.class_words(self.cfg, label_set, self.encode)
 
     # ---- data ----
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,29 +18,36 @@ CACHE_VARIABLE = "OFASEG_CACHE"
 """Environment variable with the folder of kept class vectors; empty switches keeping off. Default: ~/.cache/ofaseg."""
 
 
-def keep_class_embeddings(model, prompts: Sequence) -> None:
-    """Gives `model`, a `DualEncoder`, its class vectors from the cache, or computes and stores them.
+def keep_text_vectors(model, prompts: Sequence) -> None:
+    """Gives `model`, a `DualEncoder`, the vectors of its classes and subclasses from the cache, or computes and stores them.
 
     The file is found by the sha256 of the text tower's weights and of the prompts, so it never is of another checkpoint,
     class list or template set. A folder that cannot be written costs nothing but the next run's time.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load, save
-
     folder = os.environ.get(CACHE_VARIABLE)
     if folder is None:
         folder = os.path.expanduser("~/.cache/ofaseg")
     if not folder:
         return
-    path = Path(folder) / "class_vectors" / f"{_fingerprint(model, prompts)}.safetensors"
+    _keep(Path(folder), model, prompts, model.keep_class_embeddings, model.class_embeddings)
+    if model.subclasses is not None:
+        _keep(Path(folder), model, model.subclasses.flat, model.keep_subclass_embeddings, model.subclass_embeddings)
+
+
+def _keep(folder: Path, model, prompts: Sequence, keep: Callable[[Tensor], None], make: Callable[[], Tensor]) -> None:
+    """Hands the stored vectors of `prompts` to `keep`, or stores those that `make` returns."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
+
+    path = folder / "class_vectors" / f"{_fingerprint(model, prompts)}.safetensors"
     try:
-        model.keep_class_embeddings(_checked(load(path.read_bytes())["vectors"], len(prompts), model.config.projection_dim))
+        keep(_checked(load(path.read_bytes())["vectors"], len(prompts), model.config.projection_dim))
         return
     except (FileNotFoundError, NotADirectoryError):
         pass  # the first run with this checkpoint and these classes
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         logger.warning("%s: class vectors cannot be read (%s); they are made again", path, error)
-    vectors = model.class_embeddings()
+    vectors = make()
     try:
         with atomic_write(path) as file:
             file.write(save({"vectors": vectors.cpu()}))

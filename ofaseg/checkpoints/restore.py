@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from ofaseg.checkpoints import clip, simseg
-from ofaseg.checkpoints.class_vectors import keep_class_embeddings
+from ofaseg.checkpoints.class_vectors import keep_text_vectors
 from ofaseg.checkpoints.ifseg import (
     infer_architecture,
     is_official_configuration,
@@ -55,7 +55,7 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
     path = Path(path)
     model, task = _restored(path, load_state(path), class_names, device, overrides)
     if isinstance(model, DualEncoder):
-        keep_class_embeddings(model, task.class_prompts)
+        keep_text_vectors(model, task.class_prompts)
     return model, task
 
 
@@ -97,11 +97,13 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
         task_config["bert_vocab"] = _word_pieces(task_config["bert_vocab"], path)
     if task_config.get("clip_bpe") and "clip_bpe" not in overrides:
         task_config["clip_bpe"] = _merges(task_config["clip_bpe"], path)
+    if task_config.get("subclasses") and "subclasses" not in overrides:
+        task_config["subclasses"] = _label_set(task_config["subclasses"], path)
     task_config["rename_classes"] = bool(overrides.get("rename_classes"))  # what the run was allowed does not hold for new names
     task = _build_task(task_name, task_config, class_names, recorded, path, "data" in overrides)
     names_made_rows = not any(model_config.get(key) for key in ("train_class_embedding", "random_class_embeddings", "untie_seg_projection"))
     same_classes = recorded.names == task.vocabulary.names if recorded is not None else not names_made_rows
-    same_classes = same_classes and not is_pretraining(state)
+    same_classes = same_classes and not is_pretraining(state) and "subclasses" not in overrides
     model = task.build_model(_with_parent({"model": {**model_config, "_name": model_name}}).model)
     weights = state["model"]
     if state["ema"] and not is_official_configuration(state["cfg"] or {}):
@@ -211,6 +213,12 @@ def _merges(recorded: str, path: Path) -> str:
     """The merges of CLIP's tokenizer: as recorded, else beside the checkpoint, else "" for those inside open_clip_torch."""
     places = (Path(recorded), path.parent / Path(recorded).name)
     return str(next((place for place in places if place.exists()), ""))
+
+
+def _label_set(recorded: str, path: Path) -> str:
+    """The label set that a run was trained with: as recorded, else beside the checkpoint."""
+    beside = path.parent / Path(recorded).name
+    return str(beside) if beside.exists() and not Path(recorded).exists() else recorded
 
 
 def _build_task(name: str, options: dict, class_names: Optional[str], recorded: Optional[ClassVocabulary], path: Path, shards_given: bool):

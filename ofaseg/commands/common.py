@@ -27,7 +27,24 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--refine", default=None, help="refine maps by colour: none, dense_crf, pydensecrf, pamr, threshold (default: the checkpoint's)"
     )
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    parser.add_argument("--subclasses", default="", help="label set, JSON {class: [finer names]}: class maps are made from these names")
+    parser.add_argument(
+        "--fusion", default="", help="with --subclasses: softmax, mean, superclass_mean, max or logsumexp (default: as the task's)"
+    )
     add_override_arguments(parser)
+
+
+def model_overrides(args) -> dict:
+    """What the options of `add_model_arguments` change in the checkpoint's task.
+
+    Raises:
+        ValueError: an --override without '=', or --fusion alone.
+    """
+    overrides = parse_overrides(args.override)
+    if args.fusion and not (args.subclasses or overrides.get("subclasses")):
+        raise ValueError("--fusion says how finer names become a class map; give them with --subclasses FILE")
+    given = {"bpe_dir": args.bpe_dir, "subclasses": args.subclasses, "fusion": args.fusion}
+    return overrides | {key: value for key, value in given.items() if value}
 
 
 def add_override_arguments(parser: argparse.ArgumentParser) -> None:

@@ -103,9 +103,11 @@ def _write_examples(out: Path, chosen: list[examples.ChosenPhoto], mine: set[int
 def _load(args, device):
     from ofaseg.checkpoints import load_model
 
-    overrides = {"data": str(args.shards)} | common.parse_overrides(args.override)
-    given = {"bpe_dir": args.bpe_dir, "selected_cols": args.selected_cols, "rename_classes": args.rename_classes or None}
+    overrides = {"data": str(args.shards)} | common.model_overrides(args)
+    given = {"selected_cols": args.selected_cols, "rename_classes": args.rename_classes or None}
     overrides |= {key: value for key, value in given.items() if value}
+    if args.robustness is not None:
+        overrides = evaluate_robustness.without_subclasses(overrides)
     model, task = load_model(args.checkpoint, class_names=args.class_names or None, device=device, overrides=overrides)
     return model.eval(), task
 

@@ -37,9 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: one table over namings of the classes, with --out robustness.json and .md (default: all there are names for)",
     )
     parser.add_argument("--synonyms", default="", help="with --robustness: JSON {class: [names]}, or lines id:name,synonym,...")
-    parser.add_argument("--subclasses", default="", help="with --robustness: finer names of the classes, in the same forms")
     parser.add_argument("--distractors", default="", help="with --robustness: names of no class, file or list (default: built-in nouns)")
     parser.add_argument("--naming-seed", type=int, default=1, help="with --robustness: seed of the distractors and of the class order")
+
+
+def without_subclasses(overrides: dict) -> dict:
+    """The settings that the report's model is loaded with: it is given --subclasses as names of their own, in one of the rows.
+
+    Raises:
+        ValueError: the names would be read twice, --fusion or --override subclasses=... beside --robustness.
+    """
+    if "fusion" in overrides:
+        raise ValueError("--robustness reads --subclasses as names of their own, without a fusion; leave --fusion out")
+    return {key: value for key, value in overrides.items() if key != "subclasses"} | {"subclasses": ""}
 
 
 def evaluate(args, model, task, rank: int) -> int:
@@ -110,7 +120,7 @@ def _rows(args, task) -> list[int]:
 
 def _set_names(model, task, names) -> None:
     task.set_class_names(ClassVocabulary(tuple(names), source="--robustness"))
-    model.set_classes(task.class_prompts if hasattr(task, "class_prompts") else task.class_token_ids)
+    task.give_classes(model)
 
 
 def _prepare(model, task, naming: Naming) -> str:

@@ -56,9 +56,7 @@ def run(args) -> int:
         raise ValueError(f"no photo in {', '.join(args.images)}; photos end in {' '.join(PHOTO_SUFFIXES)}")
     if args.maps or args.map_size:
         return for_each(sources, args, predict_maps.worker(args), "drawn")
-    overrides = common.parse_overrides(args.override)
-    if args.bpe_dir:
-        overrides["bpe_dir"] = args.bpe_dir
+    overrides = common.model_overrides(args)
     if args.class_names:
         overrides["data"] = ""  # the names of the photos' classes need not be those of the shards trained on
     device = common.choose_device(args.device)

@@ -25,7 +25,7 @@ def worker(args) -> Callable[[str, Path], str]:
     if args.map_size < 0:
         raise ValueError(f"--map-size {args.map_size}: give the short side in pixels, or leave it out for the model's square")
     changes = {"--class-names": args.class_names, "--refine": args.refine, "--flip": args.flip, "--resnet-topk": args.resnet_topk}
-    changes |= {"--resnet-iters": args.resnet_iters, "--bpe-dir": args.bpe_dir}
+    changes |= {"--resnet-iters": args.resnet_iters, "--bpe-dir": args.bpe_dir, "--subclasses": args.subclasses, "--fusion": args.fusion}
     without_meaning = [flag for flag, value in changes.items() if value not in ("", None, False)]
     if without_meaning:
         raise ValueError(f"--maps draws phrases and segments nothing; leave out {', '.join(without_meaning)}")

@@ -207,7 +207,7 @@ class ClipDense(DualEncoder, BaseFairseqModel):
 
     def upgrade_state(self, state_dict: dict) -> StateUpgrade:
         """Makes a state dict of OpenAI's CLIP or open_clip loadable, in place; raises CheckpointError when it does not fit."""
-        self._class_vectors = None
+        self.forget_text_vectors()
         return upgrade_official_state(state_dict, self.state_dict())
 
     def text_state(self) -> dict[str, Tensor]:

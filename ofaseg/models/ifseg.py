@@ -142,6 +142,7 @@ class SegOFA(Segmenter, BaseFairseqModel):
         dim = config.encoder_embed_dim
         embed_tokens = nn.Embedding(vocab_rows, dim, padding_idx=pad)
         self.register_buffer("class_token_ids", self._checked_tokens(class_token_ids, vocab_rows), persistent=False)
+        self.register_buffer("name_shares", None, persistent=False)
         seg_embed_tokens = nn.Embedding(len(class_token_ids), dim)
         images = build_image_encoder(
             config.image_encoder,
@@ -184,7 +185,7 @@ class SegOFA(Segmenter, BaseFairseqModel):
     @property
     def num_classes(self) -> int:
         """C, the number of classes."""
-        return len(self.class_token_ids)
+        return len(self.class_token_ids if self.name_shares is None else self.name_shares)
 
     def _checked_tokens(self, class_token_ids: list[list[int]], vocab_rows: int) -> Tensor:
         """(C, L) padded ids. Raises ValueError for an empty list or name, or an id outside the vocabulary."""
@@ -222,8 +223,12 @@ class SegOFA(Segmenter, BaseFairseqModel):
     # -- classes ---------------------------------------------------------------------------------------------------
 
     def class_words(self) -> Tensor:
-        """(C, D) mean word embedding of each class name: what artificial images are made of."""
-        return mean_embeddings(self.encoder.embed_tokens.weight, self.class_token_ids, self.pad)
+        """(C, D) mean word embedding of each class name, or over its names: what artificial images are made of."""
+        return self._class_words(self.encoder.embed_tokens.weight)
+
+    def _class_words(self, weight: Tensor) -> Tensor:
+        names = mean_embeddings(weight, self.class_token_ids.to(weight.device), self.pad)
+        return names if self.name_shares is None else self.name_shares.to(names) @ names
 
     def class_embeddings(self) -> Tensor:
         """(C, D) rows that the class scores are products with."""
@@ -244,12 +249,36 @@ class SegOFA(Segmenter, BaseFairseqModel):
             ValueError: an empty list or name, or an id outside the vocabulary.
         """
         old = self.encoder.seg_embed_tokens.weight
+        self.name_shares = None
         self.class_token_ids = self._checked_tokens(class_token_ids, len(self.encoder.embed_tokens.weight)).to(old.device)
         shared = self.encoder.seg_embed_tokens
         tied = self.decoder.seg_projection.weight is old
         shared.num_embeddings = self.decoder.seg_projection.out_features = self.num_classes
         shared.weight = nn.Parameter(self.class_words().to(old.dtype), requires_grad=old.requires_grad)
         self.decoder.seg_projection.weight = shared.weight if tied else nn.Parameter(shared.weight.detach().clone())
+
+    @torch.no_grad()
+    def set_class_words(self, names: list[list[list[int]]]) -> None:
+        """Gives each of the C classes several names: its word vector is the mean over them (subclasses).
+
+        Args:
+            names: for each class at least one name, each the token ids of its words. The class list stays: the source text is
+                that of the classes, only the vectors of artificial images and of the class scores change.
+
+        Raises:
+            ValueError: another number of classes, a class without a name, an empty name, or an id outside the vocabulary.
+        """
+        counts = [len(of_class) for of_class in names]
+        if len(counts) != self.num_classes or min(counts) == 0:
+            raise ValueError(f"{len(counts)} classes of {counts} names for a model of {self.num_classes} classes; each needs a name")
+        words = self.encoder.embed_tokens.weight
+        tokens = self._checked_tokens([ids for of_class in names for ids in of_class], len(words))
+        self.class_token_ids = tokens.to(words.device)
+        owners = torch.repeat_interleave(torch.tensor(counts))
+        shares = F.one_hot(owners, len(counts)).T / torch.tensor(counts)[:, None]
+        self.name_shares = shares.to(words)
+        if not self.config.random_class_embeddings:
+            self.init_class_embeddings()
 
     # -- passes ----------------------------------------------------------------------------------------------------
 
@@ -320,7 +349,7 @@ class SegOFA(Segmenter, BaseFairseqModel):
         """Makes an official OFA or IFSeg state dict loadable, in place; raises CheckpointError when it does not fit."""
 
         def class_table(words: Tensor) -> Tensor:
-            return mean_embeddings(words.float(), self.class_token_ids.to(words.device), self.pad).to(words)
+            return self._class_words(words.float()).to(words)
 
         return upgrade_official_state(state_dict, self.state_dict(), class_table)
 

@@ -143,7 +143,7 @@ class SimSeg(DualEncoder, BaseFairseqModel):
 
     def upgrade_state(self, state_dict: dict) -> StateUpgrade:
         """Makes an official SimSeg state dict loadable, in place; raises CheckpointError when it does not fit."""
-        self._class_vectors = None
+        self.forget_text_vectors()
         return upgrade_official_state(state_dict, self.state_dict())
 
     def text_state(self) -> dict[str, Tensor]:

@@ -90,6 +90,41 @@ def test_other_class_names(folder):
     assert predict(loaded, task).shape == (1, 2, 12, 12)
 
 
+def test_subclasses_make_class_rows_anew(folder):
+    """Class rows of the checkpoint, trained or not, give way to the mean over the names that are asked for."""
+    cfg = configuration(folder)
+    model = trained_model(cfg, ROWS)
+    with torch.no_grad():
+        model.encoder.seg_embed_tokens.weight += 1
+    torch.save({"model": model.state_dict(), "cfg": cfg}, folder / "checkpoint.pt")
+    words = dict(zip(WORDS, model.encoder.embed_tokens.weight[4:]))
+    sets = {name: [WORDS[k], f"{WORDS[k + 1]} {WORDS[k]}"] for k, name in enumerate(NAMES)}
+    (folder / "names.json").write_text(json.dumps(sets))
+    loaded, task = load_model(folder / "checkpoint.pt", overrides={"subclasses": str(folder / "names.json"), "fusion": "mean"})
+    expected = [(words[a] + (words[b.split()[0]] + words[b.split()[1]]) / 2) / 2 for a, b in sets.values()]
+    torch.testing.assert_close(loaded.class_embeddings(), torch.stack(expected))
+    assert torch.equal(task.source_tokens, load_model(folder / "checkpoint.pt")[1].source_tokens), "the text is that of the classes"
+    assert predict(loaded, task).shape == (1, 3, 12, 12)
+
+
+def test_a_run_trained_with_subclasses_keeps_its_rows(folder):
+    """The file may have moved beside the checkpoint meanwhile."""
+    sets = {name: [WORDS[k]] for k, name in enumerate(NAMES)}
+    cfg = configuration(folder)
+    cfg["task"] |= {"subclasses": str(folder / "gone" / "names.json"), "fusion": "mean"}
+    model = trained_model(cfg, ROWS)
+    state = {"vocabulary": ClassVocabulary(NAMES, source="test").to_json()}
+    with torch.no_grad():
+        model.encoder.seg_embed_tokens.weight += 1
+    torch.save({"model": model.state_dict(), "cfg": cfg, "task_state": state}, folder / "checkpoint.pt")
+    with pytest.raises(ValueError, match="no such label set"):
+        load_model(folder / "checkpoint.pt")
+    (folder / "names.json").write_text(json.dumps(sets))
+    loaded, _ = load_model(folder / "checkpoint.pt")
+    assert torch.equal(loaded.class_embeddings(), model.class_embeddings())
+    torch.testing.assert_close(loaded.class_words()[1], model.encoder.embed_tokens.weight[5])
+
+
 def renamed_checkpoint(folder, names=NAMES):
     """A checkpoint trained on shards of three other words, with --class-names and --rename-classes; returns the shards."""
     shards = folder / "shards"

@@ -144,7 +144,7 @@ def made(monkeypatch):
     calls, compute = [], SimSeg.class_embeddings
 
     def note(model):
-        if model._class_vectors is None:
+        if "classes" not in model._text_vectors:
             calls.append(model)
         return compute(model)
 
@@ -200,6 +200,17 @@ def test_a_damaged_file_is_made_again(folder, weights, made, caplog, damage):
         assert torch.equal(load(path)[0].class_embeddings(), expected)
     assert "class vectors cannot be read" in caplog.text and len(made) == 2
     assert torch.equal(load_file(file)["vectors"], expected)
+
+
+def test_vectors_of_subclasses_are_kept_beside_those_of_classes(folder, weights, monkeypatch):
+    (folder / "names.json").write_text('{"sky": ["sky background"], "cat": ["a cat", "photo cat"], "dog": ["the dog"]}')
+    path, options = write(folder, weights), {"subclasses": str(folder / "names.json"), "zero_shot": "dense"}
+    first, task = load(path, **options)
+    assert len(kept(folder)) == 2 and first.subclass_embeddings().shape == (4, 128)
+    monkeypatch.setattr(SimSeg, "embed_text", None)
+    second, _ = load(path, **options)
+    assert torch.equal(second.subclass_embeddings(), first.subclass_embeddings()), "from the file, without the text tower"
+    assert torch.equal(cosines(second, task), cosines(first, task))
 
 
 def test_a_folder_that_cannot_be_written_only_warns(folder, weights, made, caplog, monkeypatch):

@@ -16,7 +16,7 @@ from ofaseg.evaluation.refine import REFINEMENTS, close_holes, nearest_resize
 from ofaseg.evaluation.semantic import bin_counts, matrix_from_bins
 from ofaseg.evaluation.zero_shot_settings import load_settings
 from ofaseg.losses import contrastive_loss
-from ofaseg.models.layers.subclass_fusion import subclass_maps
+from ofaseg.models.layers.subclass_fusion import SubclassPrompts, subclass_maps
 from ofaseg.models.simseg import SimSeg, architecture_config
 from ofaseg.models.simseg_state import to_official, to_ours
 from tests.golden.golden_weights import golden_state_dict, load_golden
@@ -208,3 +208,37 @@ def test_maps_of_subclasses(case):
     mask = torch.ones(subclasses.shape[:2], dtype=torch.bool)
     maps = subclass_maps(torch.nn.functional.normalize(projected, dim=-1), image, subclasses, mask, classes)
     assert_close(maps[0].T.reshape(golden.shape), golden)
+
+
+@torch.no_grad()
+def test_label_map_of_subclasses(case, chain):
+    """The whole method on the stored photo: class names choose, subclasses say where (digest of LLM supervision, section 5).
+
+    Written out class by class here, as the published loop does; a stored label map is compared as well where the file has one.
+    """
+    if "llm/subclass_embedding" not in case.arrays:
+        pytest.skip("not in this file")
+    vectors, model = torch.from_numpy(case.arrays["llm/subclass_embedding"]), case.model
+    photo = torch.from_numpy(case.arrays["seg/image_uint8"]).permute(2, 0, 1)[None]
+    model.set_subclasses(SubclassPrompts([[[[0]]] * vectors.shape[1]] * len(vectors)))
+    model.keep_subclass_embeddings(vectors.flatten(0, 1))
+    try:
+        output = model(photo)
+    finally:
+        model.set_subclasses(None)
+    assert torch.equal(output.image_scores, chain.output.image_scores)
+    found = segment_by_candidates(output, chain.images, [chain.size], load_settings("pascal_voc"))[0].label_map
+
+    patches = torch.nn.functional.normalize(model.patches(photo)[1][0], dim=-1)
+    weights = torch.stack([(of_class @ model.embed_image(photo)[0]).softmax(0) for of_class in vectors])
+    scores, painted_map = chain.output.image_scores[0].numpy(), np.zeros((len(vectors), *chain.size))
+    for k in naive_candidates(scores):
+        grid = (patches @ (weights[k] @ vectors[k])).view(photo.shape[2] // 16, -1)
+        shown = ((grid - grid.min()) / (grid.max() - grid.min())).repeat_interleave(16, 0).repeat_interleave(16, 1)
+        mask = nearest_resize(close_holes(binary_crf(case.arrays["seg/crf_0_image"], shown[None]), CLOSING_KERNEL), chain.size)
+        painted_map[k] = mask[0].numpy() * scores[k]
+    naive = torch.from_numpy(painted_map.argmax(0))
+    assert float((found == naive).double().mean()) >= 0.999
+    assert not torch.equal(found, chain.label_map), "subclasses change the picture"
+    if "llm/label_map" in case.arrays:
+        assert float((found == torch.from_numpy(case.arrays["llm/label_map"].astype(np.int64))).double().mean()) >= 0.99

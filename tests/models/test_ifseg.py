@@ -171,6 +171,32 @@ def test_set_classes(model):
         model.set_classes([[5], []])
 
 
+def test_class_words_of_several_names(model):
+    """A class with several names is the mean of their means, in artificial images and in the scores."""
+    model = copy.deepcopy(model)
+    names = [[[10], [11, 12]], [[13]], [[4, 5], [6], [7, 8, 9]]]
+    model.set_class_words(names)
+    words = model.encoder.embed_tokens.weight
+    expected = torch.stack([torch.stack([words[ids].mean(0) for ids in of_class]).mean(0) for of_class in names])
+    torch.testing.assert_close(model.class_words(), expected)
+    torch.testing.assert_close(model.class_embeddings(), expected)
+    assert model.num_classes == 3
+    logits = model.predict(src_tokens=SOURCE, patch_images=photos(1)).class_logits
+    assert logits.shape[1] == 3
+    maps = model.predict(src_tokens=SOURCE, class_maps=torch.zeros(1, 12, 12, dtype=torch.long)).class_logits
+    model.set_class_words([names[1], names[0], names[2]])
+    swapped = model.predict(src_tokens=SOURCE, class_maps=torch.ones(1, 12, 12, dtype=torch.long)).class_logits
+    torch.testing.assert_close(swapped, maps[:, [1, 0, 2]])
+    state = model.state_dict()
+    assert "name_shares" not in state
+    model.set_classes(CLASSES)
+    torch.testing.assert_close(model.class_words()[0], words[CLASSES[0]].mean(0))
+    with pytest.raises(ValueError, match="for a model of 3 classes"):
+        model.set_class_words(names[:2])
+    with pytest.raises(ValueError, match="each needs a name"):
+        model.set_class_words([[[4]], [], [[5]]])
+
+
 def test_too_many_classes_for_the_positions():
     model = nano()
     with pytest.raises(ValueError, match="600 tokens, the model holds 512 positions"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ofaseg.models.layers.subclass_fusion import RULES, SubclassPrompts
 from ofaseg.models.simseg import SimSeg, architecture_config
 from ofaseg.models.simseg_state import to_official, to_ours, upgrade_official_state
 from ofaseg.models.state import CheckpointError
@@ -157,6 +158,53 @@ def test_class_vectors_follow_the_model_to_another_device(model):
     moved = nano().eval()
     moved.keep_class_embeddings(model.class_embeddings())
     assert moved.to("meta").class_embeddings().device.type == "meta"
+
+
+SUBCLASSES = [[[[2, 12, 3], [2, 13, 12, 3]], [[2, 14, 3]]], [[[2, 25, 3]]], [[[2, 35, 36, 3]], [[2, 37, 3]], [[2, 31, 37, 3]]]]
+
+
+@torch.no_grad()
+def test_subclasses_make_the_maps_but_not_the_scores(model):
+    """By numpy: a class vector is the mean of its subclasses weighted by softmax(cosine with the photo)."""
+    image = photos(2, 24, 56)
+    plain = model(image)
+    model.set_subclasses(SubclassPrompts(SUBCLASSES, "softmax", 0.5))
+    output = model(image)
+    model.set_classes([prompts for names in SUBCLASSES for prompts in names])
+    vectors, photo_vectors = model.class_embeddings().double().numpy(), model.embed_image(image).double().numpy()
+    patches = F.normalize(model.patches(image)[1], dim=-1).double().numpy()
+    assert torch.equal(output.image_scores, plain.image_scores)
+    for b in range(2):
+        for k, (start, end) in enumerate([(0, 2), (2, 3), (3, 6)]):
+            weights = np.exp(vectors[start:end] @ photo_vectors[b] / 0.5)
+            vector = (weights / weights.sum()) @ vectors[start:end]
+            np.testing.assert_allclose(output.class_logits[b, k].flatten(), patches[b] @ vector, atol=2e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", RULES)
+def test_a_class_that_is_its_only_subclass_changes_nothing(model, rule):
+    image = photos(1)
+    plain = model(image).class_logits
+    model.set_subclasses(SubclassPrompts([[prompts] for prompts in PROMPTS], rule, 0.1))
+    torch.testing.assert_close(model(image).class_logits, plain, atol=2e-6, rtol=0)
+
+
+def test_subclasses_belong_to_a_class_list(model):
+    with pytest.raises(ValueError, match="subclasses of 2 classes for a model of 3 classes"):
+        model.set_subclasses(SubclassPrompts(SUBCLASSES[:2]))
+    with pytest.raises(ValueError, match="class 1 has no subclass"):
+        SubclassPrompts([SUBCLASSES[0], []])
+    model.set_subclasses(SubclassPrompts(SUBCLASSES))
+    first = model.subclass_embeddings()
+    assert first.shape == (6, 16) and model.subclass_embeddings() is first
+    model.train().eval()
+    assert model.subclass_embeddings() is not first, "training changes the text tower"
+    model.set_subclasses(SubclassPrompts(SUBCLASSES[::-1]))
+    torch.testing.assert_close(model.subclass_embeddings(), first[[3, 4, 5, 2, 0, 1]])
+    model.set_classes(PROMPTS)
+    with pytest.raises(ValueError, match="no subclasses"):
+        model.subclass_embeddings()
 
 
 def test_a_model_without_classes_says_so(model):

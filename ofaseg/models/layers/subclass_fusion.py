@@ -1,6 +1,8 @@
 """Class maps from subclasses: finer names of a class share its map (LLM-supervision, Sun et al. 2024; arXiv 2404.00701)."""
 
 import math
+from dataclasses import dataclass
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +12,53 @@ RULES = ("softmax", "mean", "superclass_mean", "max", "logsumexp")
 
 CHUNK_ELEMENTS = 2**24
 """Subclass map values that `max` and `logsumexp` hold at once (64 MB in float32)."""
+
+
+@dataclass(frozen=True)
+class SubclassPrompts:
+    """Finer names of K classes, as a model of texts reads them.
+
+    Attributes:
+        prompts: class -> subclass -> template -> token ids; at least one subclass for each class.
+        rule: one of `RULES`.
+        temperature: above 0, of softmax and logsumexp.
+
+    Raises:
+        ValueError: a class without subclasses, an unknown rule, or a temperature not above 0.
+    """
+
+    prompts: Sequence[Sequence[Sequence[Sequence[int]]]]
+    rule: str = "softmax"
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        check_rule(self.rule, self.temperature)
+        check_counts(self.counts)
+
+    @property
+    def counts(self) -> list[int]:
+        """Subclasses of each class."""
+        return [len(names) for names in self.prompts]
+
+    @property
+    def flat(self) -> list[Sequence[Sequence[int]]]:
+        """Prompts of all subclasses, class by class."""
+        return [prompts for names in self.prompts for prompts in names]
+
+
+def check_rule(rule: str, temperature: float) -> None:
+    """Raises ValueError for an unknown rule, or a temperature not above 0."""
+    if rule not in RULES:
+        raise ValueError(f"unknown fusion rule {rule!r}; known: {', '.join(RULES)}")
+    if not temperature > 0:
+        raise ValueError(f"the temperature must be above 0, not {temperature}")
+
+
+def check_counts(counts: Sequence[int]) -> None:
+    """Raises ValueError for a class without subclasses."""
+    if not counts or min(counts) < 1:
+        which = counts.index(min(counts)) if counts else 0
+        raise ValueError(f"class {which} has no subclass; give it at least its own name")
 
 
 def subclass_maps(
@@ -36,10 +85,7 @@ def subclass_maps(
     Raises:
         ValueError: an unknown rule, a temperature not above 0, or a class without subclasses.
     """
-    if rule not in RULES:
-        raise ValueError(f"unknown fusion rule {rule!r}; known: {', '.join(RULES)}")
-    if temperature <= 0:
-        raise ValueError(f"the temperature must be above 0, not {temperature}")
+    check_rule(rule, temperature)
     if rule in ("max", "logsumexp"):
         return _patchwise(patches, subclasses, mask, rule, temperature)
     if rule == "softmax":
@@ -74,8 +120,7 @@ def padded_subclasses(vectors: Tensor, counts: list[int]) -> tuple[Tensor, Tenso
     Raises:
         ValueError: a class without subclasses.
     """
-    if min(counts) < 1:
-        raise ValueError(f"class {counts.index(min(counts))} has no subclass; give it at least its own name")
+    check_counts(counts)
     filled = torch.nn.utils.rnn.pad_sequence(vectors.split(counts), batch_first=True)
     lengths = torch.tensor(counts, device=vectors.device)
     return filled, torch.arange(filled.shape[1], device=vectors.device) < lengths[:, None]
