@@ -1,5 +1,6 @@
 """Every run script prints, under --dry-run, commands that the programs behind them accept."""
 
+import itertools
 import math
 import os
 import shlex
@@ -18,12 +19,15 @@ from data_prep.prepare import parse_arguments as prepare_arguments
 from ofaseg.cli import build_parser
 from ofaseg.commands.common import parse_overrides
 from ofaseg.evaluation.zero_shot_settings import load_settings
+from ofaseg.models.layers.subclass_fusion import RULES
+from ofaseg.subclasses.label_set import load_label_set
 from ofaseg.wordpiece import WordPieceTokenizer
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path for path in ROOT.glob("run_scripts/*/*.sh") if path.name != "common.sh")
 OWN_FOLDER = ROOT / "run_scripts" / "ifseg" / "own_folder.sh"
 MEASURING = {f"simseg/{name}.sh" for name in ("voc", "context", "coco_object", "retrieval_flickr30k", "retrieval_coco")}
+MEASURING |= {f"llm_supervision/{name}.sh" for name in ("voc", "context", "coco_object", "shapes")}
 INPUTS = ("BERT_VOCAB", "CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA", "FOLDER")
 
 
@@ -57,7 +61,7 @@ def test_the_programs_accept_what_a_script_would_run(script, tmp_path):
             assert training_arguments(command).log_interval == 7
         elif program == "ofaseg":
             args = build_parser().parse_args(command[1:])
-            assert not measures or args.limit == 7
+            assert not measures or command[1] == "report" or args.limit == 7
 
 
 SIMSEG = ROOT / "run_scripts" / "simseg"
@@ -81,6 +85,40 @@ def test_zero_shot_scores_have_the_settings_of_their_dataset(name, dataset, tmp_
     (alone,) = dry_run(SIMSEG / f"{name}.sh", tmp_path, DATA=str(tmp_path / "made"), BERT_VOCAB="")
     args = build_parser().parse_args(alone[1:])
     assert (args.shards, args.device, args.override) == (str(tmp_path / "made"), "cpu", [f"zero_shot={dataset}"])
+
+
+LLM = ROOT / "run_scripts" / "llm_supervision"
+
+
+@pytest.mark.parametrize(
+    "name, dataset, top_m, classes",
+    [("voc", "pascal_voc", 10, 21), ("context", "pascal_context", 60, 60), ("coco_object", "coco_object", 10, 81)],
+)
+def test_subclasses_have_the_published_settings(name, dataset, top_m, classes, tmp_path):
+    for file in ("val-00000-of-00001.parquet", "vocabulary.json"):
+        (tmp_path / file).write_bytes(b"")
+    (command,) = dry_run(LLM / f"{name}.sh", tmp_path, DATA=str(tmp_path), BERT_VOCAB="", EXACT="1")
+    args = build_parser().parse_args(command[1:])
+    assert parse_overrides(args.override) == {"zero_shot": dataset, "exact_subclasses": True, "templates": "llm_voc13", "top_m": top_m}
+    assert len(load_label_set(args.subclasses)) == classes and args.fusion == "", "the published rule is the default"
+    (own,) = dry_run(
+        LLM / f"{name}.sh", tmp_path, DATA=str(tmp_path), SUBCLASSES="top5.json", TOP_M="7", TEMPLATES="imagenet80", BERT_VOCAB=""
+    )
+    args = build_parser().parse_args(own[1:])
+    assert args.subclasses == "top5.json" and parse_overrides(args.override) == {
+        "zero_shot": dataset,
+        "templates": "imagenet80",
+        "top_m": 7,
+    }
+
+
+def test_every_fusion_rule_is_measured_beside_none(tmp_path):
+    commands = dry_run(LLM / "shapes.sh", tmp_path, DATA=str(tmp_path), CHECKPOINTS="a.pt b.pt", BERT_VOCAB="")
+    found = [build_parser().parse_args(command[1:]) for command in commands]
+    rows = {(args.checkpoint, args.refine, args.fusion or "plain") for args in found[:-1]}
+    assert rows == set(itertools.product(("a.pt", "b.pt"), ("none", "dense_crf"), ("plain", *RULES))) and len(found) == 25
+    assert all(bool(args.subclasses) == bool(args.fusion) for args in found[:-1])
+    assert len(found[-1].result) == 12 and found[-1].result[1] == f"softmax, none={tmp_path / 'out'}/seed*/none/softmax"
 
 
 def test_retrieval_reads_shards_or_the_official_file(tmp_path):
