@@ -14,6 +14,7 @@ from ofaseg.vocabulary import ClassVocabulary
 from tests.checkpoints.clip_files import nano_state, openai_state
 from tests.toy import write_toy_shards
 
+FINER = {"red": ["crimson rose", "old brick", "fire engine"], "green": ["wet grass", "frog"], "blue": ["summer sky"]}
 CPU = ["--device", "cpu", "--override", "templates=photo", "--override", "patch_image_size=32"]
 
 
@@ -100,3 +101,20 @@ def test_probe(checkpoint, tmp_path, capsys):
     assert "--features loda is of SimSeg alone" in capsys.readouterr().err
     assert main([*command, "--features", "mean"]) == 0
     assert json.loads((tmp_path / "out" / "probe.json").read_text())["classes"] == 2
+
+
+def test_subclasses_make_the_maps(checkpoint, tmp_path):
+    """With each class as its only subclass nothing changes; with finer names something does, and the rule matters."""
+    write_toy_shards(tmp_path / "shards", "val", 3)
+    predictions = []
+    for k, (names, rule) in enumerate(
+        [({}, ""), (dict(red=["red"], green=["green"], blue=["blue"]), "softmax"), (FINER, "softmax"), (FINER, "max")]
+    ):
+        (tmp_path / "names.json").write_text(json.dumps(names))
+        more = ["--subclasses", str(tmp_path / "names.json"), "--fusion", rule] if names else []
+        assert main(["evaluate", checkpoint, str(tmp_path / "shards"), *CPU, "--out", str(tmp_path / str(k)), *more]) == 0
+        predictions.append(
+            np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / str(k)).glob("examples/*/prediction.png"))])
+        )
+    assert np.array_equal(predictions[0], predictions[1])
+    assert not np.array_equal(predictions[0], predictions[2]) and not np.array_equal(predictions[2], predictions[3])
