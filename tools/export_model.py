@@ -1,4 +1,7 @@
-"""A checkpoint of fairseq-train as safetensors + JSON: `tools/export_model.py CHECKPOINT OUT.safetensors [--half] [--command TEXT]`."""
+"""A checkpoint of fairseq-train as safetensors + JSON: `tools/export_model.py CHECKPOINT OUT.safetensors [--half] [--command TEXT]`.
+
+Word pieces, templates and label sets that the model needs are copied beside it.
+"""
 
 import argparse
 import sys
@@ -10,14 +13,19 @@ if __package__ in (None, ""):  # run as a file: make the packages beside this fo
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ofaseg.checkpoints import export_safetensors, load_model, load_state  # noqa: E402
+from ofaseg.checkpoints.export import copy_companions  # noqa: E402
 
 
 def export(checkpoint: str, out: str, half: bool, command: str) -> dict:
-    """Writes `out` and its JSON; returns the JSON's content. Raises CheckpointError for a file that cannot be used."""
+    """Writes `out`, its JSON and the files it needs; returns the JSON's content. Raises CheckpointError for a file that cannot be used."""
     configuration = load_state(checkpoint)["cfg"]
     model, task = load_model(checkpoint)
     notes = {"training": {"seed": configuration["common"]["seed"], "command": command}}
-    return export_safetensors(model, configuration, out, vocabulary=task.vocabulary, dtype=torch.float16 if half else None, notes=notes)
+    dtype = torch.float16 if half else None
+    about = export_safetensors(model, configuration, out, vocabulary=task.vocabulary, dtype=dtype, notes=notes)
+    for copy in copy_companions(task.cfg, Path(out).parent):
+        print(f"{copy}: copied, the model needs it beside itself")
+    return about
 
 
 def main() -> None:

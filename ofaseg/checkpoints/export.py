@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ FORMAT = "ofaseg-model"
 FORMAT_VERSION = 1
 LOCAL_OPTIONS = ("data", "pretrained", "seg_data")
 """Task options that name places on one machine; they are left out of the exported configuration."""
+COMPANIONS = {"bert_vocab": "vocab.txt", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz", "templates": "", "subclasses": ""}
+"""Task options that may name a file which the model needs, and the file's name where the option is its folder."""
 
 
 def export_safetensors(
@@ -41,9 +43,9 @@ def export_safetensors(
     weights = save(_stored_tensors(model, dtype))
     groups = _plain_groups(cfg)
     task = {key: value for key, value in groups["task"].items() if key not in LOCAL_OPTIONS}
-    for tokenizer in ("bpe_dir", "bert_vocab", "clip_bpe"):
-        if task.get(tokenizer):
-            task[tokenizer] = Path(task[tokenizer]).name
+    for option in ("bpe_dir", *COMPANIONS):
+        if task.get(option):
+            task[option] = Path(task[option]).name
     about = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -59,6 +61,29 @@ def export_safetensors(
         json.dump(about, file, indent=1, ensure_ascii=False)
         file.write("\n")
     return about
+
+
+def copy_companions(options: Any, folder) -> list[Path]:
+    """Copies the files that a task's `options` name (see `COMPANIONS`) into `folder`, so that an exported model can be moved.
+
+    Returns: the copies; files that are there already count only where their content differs.
+
+    Raises:
+        OSError: a copy cannot be written.
+    """
+    copies = []
+    for option, name in COMPANIONS.items():
+        chosen = str(getattr(options, option, "") or "")
+        source = Path(chosen, name) if name and Path(chosen).is_dir() else Path(chosen)
+        if not chosen or not source.is_file():
+            continue  # a built-in name, such as templates=imagenet80
+        copy, content = Path(folder) / source.name, source.read_bytes()
+        if copy.is_file() and copy.read_bytes() == content:
+            continue
+        with atomic_write(copy) as file:
+            file.write(content)
+        copies.append(copy)
+    return copies
 
 
 def _stored_tensors(model, dtype: Optional[torch.dtype]) -> dict[str, Tensor]:

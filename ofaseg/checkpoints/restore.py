@@ -97,8 +97,9 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
         task_config["bert_vocab"] = _word_pieces(task_config["bert_vocab"], path)
     if task_config.get("clip_bpe") and "clip_bpe" not in overrides:
         task_config["clip_bpe"] = _merges(task_config["clip_bpe"], path)
-    if task_config.get("subclasses") and "subclasses" not in overrides:
-        task_config["subclasses"] = _label_set(task_config["subclasses"], path)
+    for option in ("subclasses", "templates"):
+        if task_config.get(option) and option not in overrides:
+            task_config[option] = _recorded_file(task_config[option], path)
     task_config["rename_classes"] = bool(overrides.get("rename_classes"))  # what the run was allowed does not hold for new names
     task = _build_task(task_name, task_config, class_names, recorded, path, "data" in overrides)
     names_made_rows = not any(model_config.get(key) for key in ("train_class_embedding", "random_class_embeddings", "untie_seg_projection"))
@@ -215,10 +216,10 @@ def _merges(recorded: str, path: Path) -> str:
     return str(next((place for place in places if place.exists()), ""))
 
 
-def _label_set(recorded: str, path: Path) -> str:
-    """The label set that a run was trained with: as recorded, else beside the checkpoint."""
+def _recorded_file(recorded: str, path: Path) -> str:
+    """A file that a run was trained with: as recorded, else beside the checkpoint."""
     beside = path.parent / Path(recorded).name
-    return str(beside) if beside.exists() and not Path(recorded).exists() else recorded
+    return str(beside) if beside.is_file() and not Path(recorded).is_file() else recorded
 
 
 def _build_task(name: str, options: dict, class_names: Optional[str], recorded: Optional[ClassVocabulary], path: Path, shards_given: bool):

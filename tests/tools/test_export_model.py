@@ -28,6 +28,34 @@ def test_the_shipped_model_loads_with_class_rows_made_of_its_words():
     assert torch.allclose(model.class_embeddings(), model.class_words(), atol=1e-2)
 
 
+def test_files_that_a_model_needs_go_with_it(tmp_path, capsys):
+    """Word pieces, templates and label set lie in three places; the export can be moved away from all of them."""
+    from tests.models.one_layer import one_layer
+    from tests.toy_simseg import write_simseg
+
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "sentences.txt").write_text("a photo of the {}\n{}\n")
+    (tmp_path / "lists" / "names.json").write_text('{"red": ["red car"], "blue": ["blue grass", "the blue"]}')
+    with one_layer():
+        checkpoint = write_simseg(tmp_path / "model")
+        state = torch.load(checkpoint)
+        lists = {"templates": str(tmp_path / "lists" / "sentences.txt"), "subclasses": str(tmp_path / "lists" / "names.json")}
+        state["cfg"]["task"] |= lists | {"_name": "dense_segmentation", "class_names": "red, blue"}
+        state["cfg"]["common"] = {"seed": 1}
+        torch.save(state, checkpoint)
+        export(checkpoint, str(tmp_path / "out" / "model.safetensors"), half=False, command="")
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "model.safetensors", "model.json", "vocab.txt", "sentences.txt", "names.json"
+        }  # fmt: skip
+        expected = load_model(checkpoint)[0].subclass_embeddings()
+        for folder in ("lists", "model"):
+            (tmp_path / folder).rename(tmp_path / f"{folder}-gone")
+        moved = (tmp_path / "out").rename(tmp_path / "elsewhere") / "model.safetensors"
+        again, task = load_model(moved)
+    assert task.templates == ("a photo of the {}", "{}") and len(expected) == 3
+    torch.testing.assert_close(again.subclass_embeddings(), expected)
+
+
 @pytest.mark.parametrize("task, kept", [("seq2seq_segmentation", True), ("vision_language_pretraining", False)])
 def test_trained_class_rows_are_kept_and_those_of_pretraining_made_anew(tmp_path, task, kept):
     """Pretraining changes the words after class rows were made from them; training changes the rows themselves."""
