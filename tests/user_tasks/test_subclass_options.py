@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from data_prep.paired import read_class_names
 from ofaseg.evaluation.zero_shot_settings import load_settings
 from ofaseg.subclasses.label_set import LabelSet, LabelSetError
 from ofaseg.tokenizers import TokenizerError
@@ -92,3 +93,13 @@ def test_class_words_leave_unknown_names_out(fusion, words, caplog):
 def test_words_have_no_photo_to_weigh_by():
     with pytest.raises(LabelSetError, match="fusion softmax: this model makes class words without a photo; use mean or superclass_mean"):
         subclass_options.class_words(DenseSegmentationConfig(data=""), LabelSet({"cat": ["big cat"]}), encode)
+
+
+@pytest.mark.parametrize(
+    "file, vocabulary, subclasses", [("pascal_voc", "voc21", 105), ("pascal_context", "context60", 296), ("coco_stuff", "coco_object81", 401)]
+)
+def test_published_sets_fit_the_class_lists_of_the_converters(real_data, tmp_path, file, vocabulary, subclasses):
+    names = read_class_names(vocabulary)
+    options = {"subclasses": str(real_data / "llm_subclasses" / f"{file}_top5.json"), "exact_subclasses": True}
+    found = make_task(tmp_path, names, **options).subclass_prompts
+    assert sum(found.counts) == subclasses and len(found.counts) == len(names)
