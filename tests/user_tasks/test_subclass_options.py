@@ -96,7 +96,8 @@ def test_words_have_no_photo_to_weigh_by():
 
 
 @pytest.mark.parametrize(
-    "file, vocabulary, subclasses", [("pascal_voc", "voc21", 105), ("pascal_context", "context60", 296), ("coco_stuff", "coco_object81", 401)]
+    "file, vocabulary, subclasses",
+    [("pascal_voc", "voc21", 105), ("pascal_context", "context60", 296), ("coco_stuff", "coco_object81", 401)],
 )
 def test_published_sets_fit_the_class_lists_of_the_converters(real_data, tmp_path, file, vocabulary, subclasses):
     names = read_class_names(vocabulary)
