@@ -12,7 +12,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["ofaseg*", "user_tasks*", "criterions*", "data_prep*"]),
     package_data={
-        "ofaseg": ["config/*.yaml", "assets/*/*", "evaluation/settings/*.json"],
+        "ofaseg": ["config/*.yaml", "assets/*/*", "evaluation/settings/*.json", "data/*.json"],
         "data_prep": ["class_names/*.txt", "subclasses/*.json", "subclasses/README.md"],
     },
     install_requires=[

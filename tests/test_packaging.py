@@ -44,6 +44,7 @@ def test_wheel_holds_code_and_data(wheel):
         "ofaseg/assets/shapes/segofa_nano.safetensors",
         "ofaseg/assets/shapes/segofa_nano.json",
         "ofaseg/evaluation/settings/simseg.json",
+        "ofaseg/data/folds.json",
         "data_prep/class_names/ade150.txt",
         "data_prep/subclasses/ade150.json",
         "user_tasks/seq2seq_segmentation.py",

@@ -45,7 +45,7 @@ def index_path(path) -> Path:
     return Path(f"{path}.idx")
 
 
-def _fingerprint(file, size: int) -> bytes:
+def fingerprint(file, size: int) -> bytes:
     """SHA-256 over the size and the whole file, or over 64 blocks spread over a file of more than 256 KiB."""
     digest = hashlib.sha256(struct.pack("<Q", size))
     if size <= _BLOCK * _BLOCKS:
@@ -79,7 +79,7 @@ def save_index(path, offsets: np.ndarray) -> None:
     """Writes `<path>.idx` atomically. Raises OSError when the folder cannot be written."""
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
-        fingerprint = _fingerprint(file, status.st_size)
+        fingerprint = fingerprint(file, status.st_size)
     payload = offsets.astype("<u8").tobytes()
     digest = hashlib.sha256(payload).digest()
     with atomic_write(index_path(path)) as file:
@@ -100,7 +100,7 @@ def _read_index(path) -> np.ndarray:
         raise _BadIndex("it is damaged")
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
-        if (status.st_size, status.st_mtime_ns) != (size, mtime) or _fingerprint(file, size) != fingerprint:
+        if (status.st_size, status.st_mtime_ns) != (size, mtime) or fingerprint(file, size) != fingerprint:
             raise _BadIndex("the TSV has changed since")
     return np.frombuffer(payload, dtype="<u8")
 

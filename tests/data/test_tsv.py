@@ -201,12 +201,12 @@ class TestIndex:
         path = tmp_path / "large.bin"
         path.write_bytes(bytes(1 << 20))
         with open(path, "rb") as file:
-            before = tsv._fingerprint(file, 1 << 20)
+            before = tsv.fingerprint(file, 1 << 20)
         with open(path, "r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"x")
         with open(path, "rb") as file:
-            assert tsv._fingerprint(file, 1 << 20) != before
+            assert tsv.fingerprint(file, 1 << 20) != before
 
 
 class TestFaults:
