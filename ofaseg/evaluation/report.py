@@ -10,6 +10,7 @@ from ofaseg.atomic import atomic_write
 
 COLUMNS = (
     ("mIoU", "mIoU"),
+    ("FB_IoU", "FB-IoU"),
     ("thing_mIoU", "objects"),
     ("stuff_mIoU", "backgrounds"),
     ("base_mIoU", "base"),
@@ -91,6 +92,13 @@ def class_table(scores: dict) -> str:
     lines = ["| class | IoU | accuracy | share of pixels |", "|---|---:|---:|---:|"]
     rows = zip(scores["class_names"], scores["IoU_per_class"], scores["acc_per_class"], scores["label_share_per_class"])
     lines += [f"| {_cell(name)} | {percent(iou)} | {percent(accuracy)} | {percent(share)} |" for name, iou, accuracy, share in rows]
+    return "\n".join(lines) + "\n"
+
+
+def few_shot_class_table(scores: dict) -> str:
+    """Markdown: IoU in percent and tested pairs of each class of `few_shot_scores`, or of `mean_over_folds`."""
+    rows = zip(scores["class_names"], scores["IoU_per_class"], scores["pairs_per_class"])
+    lines = ["| class | IoU | pairs |", "|---|---:|---:|", *(f"| {_cell(name)} | {percent(iou)} | {pairs} |" for name, iou, pairs in rows)]
     return "\n".join(lines) + "\n"
 
 
