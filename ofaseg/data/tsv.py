@@ -79,11 +79,11 @@ def save_index(path, offsets: np.ndarray) -> None:
     """Writes `<path>.idx` atomically. Raises OSError when the folder cannot be written."""
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
-        fingerprint = fingerprint(file, status.st_size)
+        content = fingerprint(file, status.st_size)
     payload = offsets.astype("<u8").tobytes()
     digest = hashlib.sha256(payload).digest()
     with atomic_write(index_path(path)) as file:
-        file.write(_HEADER.pack(_MAGIC, _VERSION, 0, status.st_size, status.st_mtime_ns, fingerprint, digest, len(offsets) - 1))
+        file.write(_HEADER.pack(_MAGIC, _VERSION, 0, status.st_size, status.st_mtime_ns, content, digest, len(offsets) - 1))
         file.write(payload)
 
 
@@ -92,7 +92,7 @@ def _read_index(path) -> np.ndarray:
     data = index_path(path).read_bytes()
     if len(data) < _HEADER.size:
         raise _BadIndex("it is too short")
-    magic, version, _, size, mtime, fingerprint, digest, rows = _HEADER.unpack_from(data)
+    magic, version, _, size, mtime, content, digest, rows = _HEADER.unpack_from(data)
     payload = memoryview(data)[_HEADER.size :]
     if magic != _MAGIC or version != _VERSION:
         raise _BadIndex("it is of another kind or version")
@@ -100,7 +100,7 @@ def _read_index(path) -> np.ndarray:
         raise _BadIndex("it is damaged")
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
-        if (status.st_size, status.st_mtime_ns) != (size, mtime) or fingerprint(file, size) != fingerprint:
+        if (status.st_size, status.st_mtime_ns) != (size, mtime) or fingerprint(file, size) != content:
             raise _BadIndex("the TSV has changed since")
     return np.frombuffer(payload, dtype="<u8")
 
