@@ -59,8 +59,8 @@ def warp(sample: dict, matrix: np.ndarray, border_label: int = NO_CLASS) -> dict
 def random_affine(sample: dict, rng: np.random.Generator, jitter: float = 20.0, border_label: int = NO_CLASS) -> dict:
     """Three corners of a centred square, a third of the short side away from the middle, each moved by uniform +-`jitter` pixels.
 
-    It is the affine part of an elastic transform with alpha 1 and sigma 50, whose displacement field is left out: it stays below a
-    sixty-fourth of a pixel, where warping rounds it to nothing.
+    It is the affine part of an elastic transform with alpha 1 and sigma 50. The displacement field of that is left out: it moves
+    pixels by less than a sixty-fourth of their size, which changes no value but at the outermost ones.
     """
     height, width = sample["image"].shape[:2]
     middle, reach = np.float32((height, width)) // 2, min(height, width) // 3
