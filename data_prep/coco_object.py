@@ -66,16 +66,16 @@ class CocoObjectSource(CocoStuffSource):
 
 
 class CocoInstancesSource(AnnotationSource):
-    """The photos of one split, drawn from the instances.
+    """The photos of one split of COCO 2017, or of another `year`, drawn from the instances.
 
     Raises:
         FileNotFoundError: the photos or the JSON file are missing.
         SourceError: the JSON cannot be read, or its categories are not COCO's 80.
     """
 
-    def __init__(self, root, split: str):
-        images = find_folder(root, [f"{above}{name}" for above in ("images/", "") for name in (f"{split}2017", split)], "photos")
-        annotations = AnnotationFile(Path(root) / "annotations" / f"instances_{split}2017.json")
+    def __init__(self, root, split: str, year: str = "2017"):
+        images = find_folder(root, [f"{above}{name}" for above in ("images/", "") for name in (f"{split}{year}", split)], "photos")
+        annotations = AnnotationFile(Path(root) / "annotations" / f"instances_{split}{year}.json")
         super().__init__(vocabulary(), annotations, annotations.photos, images)
         self.classes = self._classes_of_categories()
 

@@ -58,6 +58,32 @@ def raw_pascal_voc(root):
     return ["--root", str(root)]
 
 
+def raw_pascal5i(root):
+    folder = root / "VOCdevkit" / "VOC2012"
+    for k, stem in enumerate(("2007_000032", "2008_000003", "2007_000033")):
+        photo, labels = folder / "JPEGImages" / f"{stem}.jpg", folder / "SegmentationClassAug" / f"{stem}.png"
+        write_pair(photo, labels, row_of([0, 1, 20, 255, 5 + k]), k)
+    write_lines(folder / "ImageSets" / "Segmentation" / "val.txt", ["2007_000033"])
+    return ["--root", str(root)]
+
+
+def raw_coco20i(root):
+    for k, number in enumerate((9, 25)):
+        stem = f"COCO_train2014_{number:012d}"
+        write_pair(root / "train2014" / f"{stem}.jpg", root / "annotations" / "train2014" / f"{stem}.png", row_of([0, 1, 80, 20 + k]), k)
+    write_photo(root / "train2014" / "COCO_train2014_000000000030.jpg", 4, 5)  # a photo without an object has no mask
+    return ["--root", str(root)]
+
+
+def raw_fss1000(root):
+    for k, name in enumerate(("whale", "ab_wheel", "zebra", "abacus")):
+        for number in (1, 2, 10):
+            write_pair(root / name / f"{number}.jpg", root / name / f"{number}.png", row_of([0, 127, 128, 255]), 10 * k + number)
+    for name, classes in {"trn": ["whale", "ab_wheel"], "val": ["zebra"], "test": ["abacus"]}.items():
+        write_lines(root / f"{name}.txt", classes)
+    return ["--root", str(root)]
+
+
 def raw_pascal_context(root):
     folder, stems = root / "VOCdevkit" / "VOC2010", ("2008_000002", "2008_000003")
     for k, stem in enumerate(stems):
@@ -160,13 +186,16 @@ def raw_shards(root):
 RAW = {
     "ade20k": raw_ade20k,
     "cityscapes": raw_cityscapes,
+    "coco20i": raw_coco20i,
     "coco_captions": raw_coco_captions,
     "coco_object": raw_coco_stuff,
     "coco_stuff": raw_coco_stuff,
     "coco_unseen": raw_coco_stuff,
     "flickr30k": raw_flickr30k,
     "folder": raw_folder,
+    "fss1000": raw_fss1000,
     "hf": raw_hf,
+    "pascal5i": raw_pascal5i,
     "pascal_context": raw_pascal_context,
     "pascal_voc": raw_pascal_voc,
     "shards": raw_shards,
