@@ -54,7 +54,8 @@ class PairChoice:
         benchmark, fold: whose published lists; benchmark also says how "hsnet1000" is drawn. "" for a split of one's own.
         lists: the folder of the published lists, or the file of one's own.
         subset: of test pairs, one of `TEST_SUBSETS`.
-        skip_missing: leave out pairs whose photo is not in the shards, with a warning, instead of refusing them.
+        skip_bad: leave out, with a warning, rows whose label map cannot be read and pairs whose photo is not in the shards; otherwise
+            both are refused.
 
     Raises:
         FoldError: an unknown name, or published lists without a benchmark.
@@ -65,7 +66,7 @@ class PairChoice:
     fold: int = 0
     lists: str = ""
     subset: str = "all"
-    skip_missing: bool = True
+    skip_bad: bool = True
 
     def __post_init__(self):
         for name, allowed in (("source", PAIR_SOURCES), ("subset", TEST_SUBSETS)):
@@ -80,15 +81,17 @@ def choose_pairs(present: PresentClasses, vocabulary: ClassVocabulary, split: Cl
 
     Raises:
         FoldError: unknown names; a list of one's own holds a class of the other side.
-        ShardError: a list cannot be read, photos are missing, a class was to be drawn that no photo shows, or no pair is left.
+        ShardError: a list or a label map cannot be read, photos are missing, a class was to be drawn that no photo shows, or no pair is left.
     """
+    if present.unreadable and not choice.skip_bad:
+        raise ShardError(next(iter(present.unreadable.values())))
     listed = _listed(present, vocabulary, split, choice, training)
     if not training:
         listed = listed._replace(pairs=subset_of_pairs(listed.pairs, choice.subset, choice.benchmark, split.novel))
     found = rows_of_photos(present.ids, [photo for photo, _ in listed.pairs])
     missing = [photo for (photo, _), row in zip(listed.pairs, found) if row is None]
     if missing:
-        _report_missing(missing, listed, choice.skip_missing)
+        _report_missing(missing, listed, choice.skip_bad)
     kept = [(row, k) for (_, k), row in zip(listed.pairs, found) if row is not None and row not in present.unreadable]
     if not kept:
         side = "base" if training else "novel"

@@ -108,6 +108,9 @@ def test_damaged_rows_cost_no_others(tmp_path, caplog, text):
         found = present_classes.present_classes(ShardReader.for_split(str(tmp_path), "val"), VOCABULARY)
         assert list(found.unreadable) == [1] and "1 of 4 rows are left out" in caplog.text and "row 1, column label_map" in caplog.text
         assert [found.of_row(row).tolist() for row in range(4)] == [[1, 2], [], [0], [1, 2, 3]]
+    assert chosen(found, own_split(VOCABULARY)) == [("b", 2), ("d", 2)]
+    with pytest.raises(ShardError, match="row 1, column label_map"):
+        chosen(found, own_split(VOCABULARY), skip_bad=False)
     for row in range(4):
         break_label_map(tmp_path, row, text)
     with pytest.raises(ShardError, match="no label map of 4 rows can be read, the first: .*row 0, column label_map"):
@@ -139,7 +142,7 @@ def test_own_list_by_class_ids(tmp_path, caplog):
     assert chosen(present, split, source="list", lists=str(path)) == [("b", 2)]
     assert "photos of 1 of 2 pairs are not in the shards, the first is 'x'; they are left out" in caplog.text
     with pytest.raises(ShardError, match="photos of 1 of 2 pairs are not in the shards"):
-        chosen(present, split, source="list", lists=str(path), skip_missing=False)
+        chosen(present, split, source="list", lists=str(path), skip_bad=False)
     path.write_text("b__1\n")
     with pytest.raises(FoldError, match="class 1 of photo 'b' is no novel class"):
         chosen(present, split, source="list", lists=str(path))
