@@ -81,13 +81,15 @@ def choose_pairs(present: PresentClasses, vocabulary: ClassVocabulary, split: Cl
 
     Raises:
         FoldError: unknown names; a list of one's own holds a class of the other side.
-        ShardError: a list or a label map cannot be read, photos are missing, a class was to be drawn that no photo shows, or no pair is left.
+        ShardError: a list or a label map cannot be read, photos are missing, a class that no photo shows was to be drawn, or no pair
+            is left.
     """
     if present.unreadable and not choice.skip_bad:
         raise ShardError(next(iter(present.unreadable.values())))
     listed = _listed(present, vocabulary, split, choice, training)
     if not training:
-        listed = listed._replace(pairs=subset_of_pairs(listed.pairs, choice.subset, choice.benchmark, split.novel))
+        order = _drawing_order(vocabulary, split, choice)
+        listed = listed._replace(pairs=subset_of_pairs(listed.pairs, choice.subset, choice.benchmark, order))
     found = rows_of_photos(present.ids, [photo for photo, _ in listed.pairs])
     missing = [photo for (photo, _), row in zip(listed.pairs, found) if row is None]
     if missing:
@@ -99,6 +101,12 @@ def choose_pairs(present: PresentClasses, vocabulary: ClassVocabulary, split: Cl
     rows, classes = (np.array(values, dtype=np.int64) for values in zip(*kept))
     _check_shown(present, vocabulary, rows, classes, listed.source)
     return PairIndex(rows, classes)
+
+
+def _drawing_order(vocabulary: ClassVocabulary, split: ClassSplit, choice: PairChoice) -> tuple[int, ...]:
+    """The novel classes in the order in which episodes are drawn from them: the benchmark's, whatever that of the vocabulary is."""
+    ids = class_ids(vocabulary, choice.benchmark) if choice.benchmark else split.novel
+    return tuple(k for k in ids if k in split.novel)
 
 
 def _listed(present: PresentClasses, vocabulary: ClassVocabulary, split: ClassSplit, choice: PairChoice, training: bool) -> PairList:
@@ -137,7 +145,7 @@ def subset_of_pairs(
 
     Args:
         pairs: (photo id, class id) in the order of the list.
-        classes: the classes that drawn episodes are of, by default those of `pairs`.
+        classes: the classes that drawn episodes are of, in the order of the benchmark; by default those of `pairs`, ascending.
 
     Raises:
         ShardError: no pair shows a class that episodes are drawn from.
@@ -148,7 +156,8 @@ def subset_of_pairs(
         return sorted(pairs)[:_EPISODES]
     if benchmark and benchmark_facts(benchmark)["hsnet_episodes"] == "cyclic":
         return [pairs[i % len(pairs)] for i in range(_EPISODES)] if pairs else []
-    return _drawn_episodes(pairs, sorted(classes or {k for _, k in pairs}), supports=1 if subset == "hsnet1000" else 0)
+    order = list(classes) if classes else sorted({k for _, k in pairs})
+    return _drawn_episodes(pairs, order, supports=1 if subset == "hsnet1000" else 0)
 
 
 def _drawn_episodes(pairs: list[tuple[str, int]], classes: list[int], supports: int) -> list[tuple[str, int]]:

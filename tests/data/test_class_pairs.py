@@ -326,4 +326,7 @@ def test_published_list_in_the_numbering_of_the_shards(tmp_path):
     own = str(tmp_path / "val_fold0.json.gz")
     pairs = chosen(present, split, vocabulary=vocabulary, source="list", benchmark="coco20i", lists=own)
     assert pairs == [(f"COCO_val2014_{10 * k + 1:012d}", 80 - k) for k in range(0, 80, 4)]
+    drawn = chosen(present, split, vocabulary=vocabulary, source="list", benchmark="coco20i", lists=own, subset="hsnet1000")
+    straight = [(f"COCO_val2014_{10 * k + 1:012d}", k) for k in range(0, 80, 4)]
+    assert drawn == [(photo, 80 - k) for photo, k in subset_of_pairs(straight, "hsnet1000")], "drawn in the order of the benchmark"
     assert isinstance(split, ClassSplit) and vocabulary.names[80] == "person"
