@@ -8,15 +8,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Optional, Sequence
 
-import torch
 import torch.nn.functional as F
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from torch import Tensor
 
 from ofaseg.models.clip_state import PREFIX, upgrade_official_state
+from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes, before_last_block, build_towers, text_vectors
 from ofaseg.models.dual_encoder import DualEncoder
-from ofaseg.models.image_encoders.vit import interpolate_positions
 from ofaseg.models.layers.dense_attention import LAST_BLOCKS, VARIANTS, DenseAttention
 from ofaseg.models.state import StateUpgrade
 
@@ -27,7 +25,7 @@ LARGEST_SCALE = math.log(100)
 
 
 @dataclass
-class ClipDenseConfig(FairseqDataclass):
+class ClipDenseConfig(ClipSizes):
     """Options of dense CLIP; the defaults are `clip_vit_b_16`."""
 
     dense_attention: str = field(default="clip", metadata={"help": f"what patches mix in the last block: {', '.join(VARIANTS)}"})
@@ -37,31 +35,9 @@ class ClipDenseConfig(FairseqDataclass):
     )
     attention_temperature: float = field(default=1.0, metadata={"help": "t: similarities in the last block are divided by it"})
     attention_sigma: float = field(default=5.0, metadata={"help": "s of naclip's neighbourhood, in patches (paper: 5)"})
-    plain_gelu: bool = field(default=False, metadata={"help": "GELU, as most models of open_clip, instead of OpenAI's QuickGELU"})
-    patch_size: int = field(default=16, metadata={"help": "side of a patch in pixels"})
-    image_size: int = field(default=224, metadata={"help": "photo side in pixels that the position table is made for"})
-    image_width: int = field(default=768, metadata={"help": "width of the image tower"})
-    image_layers: int = field(default=12, metadata={"help": "blocks of the image tower"})
-    image_heads: int = field(default=12, metadata={"help": "attention heads of the image tower"})
-    text_width: int = field(default=512, metadata={"help": "width of the text tower"})
-    text_layers: int = field(default=12, metadata={"help": "blocks of the text tower"})
-    text_heads: int = field(default=8, metadata={"help": "attention heads of the text tower"})
-    projection_dim: int = field(default=512, metadata={"help": "dimension of image and text vectors"})
-    context_length: int = field(default=77, metadata={"help": "longest text in tokens, with start and end"})
-    vocab_size: int = field(default=49408, metadata={"help": "rows of the word embedding"})
 
 
-ARCHITECTURES = {
-    "clip_vit_b_16": dict(),
-    "clip_vit_b_32": dict(patch_size=32),
-    "clip_vit_l_14": dict(
-        patch_size=14, image_width=1024, image_layers=24, image_heads=16, text_width=768, text_heads=12, projection_dim=768
-    ),
-    "clip_nano": dict(
-        patch_size=8, image_size=32, image_width=64, image_layers=3, image_heads=4,
-        text_width=48, text_layers=2, text_heads=3, projection_dim=40,
-    ),
-}  # fmt: skip
+ARCHITECTURES = {f"clip_{name}": sizes for name, sizes in CLIP_SIZES.items()}
 """Named architectures: what differs from the defaults of ClipDenseConfig."""
 
 
@@ -70,33 +46,6 @@ def architecture_config(name: str, **options) -> ClipDenseConfig:
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
     return ClipDenseConfig(**(ARCHITECTURES[name] | options))
-
-
-def build_towers(config: ClipDenseConfig):
-    """open_clip's CLIP of these sizes, with weights at random.
-
-    Raises:
-        ValueError: the package open_clip_torch is missing.
-    """
-    try:
-        from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg  # takes seconds, and is optional: only for those who build one
-    except ImportError as error:
-        raise ValueError("CLIP needs the package open_clip_torch: pip install 'ofaseg[clip]'") from error
-    image = CLIPVisionCfg(
-        layers=config.image_layers,
-        width=config.image_width,
-        head_width=config.image_width // config.image_heads,
-        patch_size=config.patch_size,
-        image_size=config.image_size,
-    )
-    text = CLIPTextCfg(
-        context_length=config.context_length,
-        vocab_size=config.vocab_size,
-        width=config.text_width,
-        heads=config.text_heads,
-        layers=config.text_layers,
-    )
-    return CLIP(config.projection_dim, image, text, quick_gelu=not config.plain_gelu)
 
 
 @register_model("clip_dense", dataclass=ClipDenseConfig)
@@ -159,15 +108,7 @@ class ClipDense(DualEncoder, BaseFairseqModel):
         Raises:
             ValueError: L is larger than `context_length`.
         """
-        clip, length = self.clip, input_ids.shape[1]
-        if length > len(clip.positional_embedding):
-            raise ValueError(f"texts of {length} tokens; this CLIP reads {len(clip.positional_embedding)}: set text_length to that")
-        tokens = clip.token_embedding(input_ids) + clip.positional_embedding[:length]
-        unseen = clip.attn_mask[:length, :length]
-        for block in clip.transformer.resblocks:
-            tokens = block(tokens, attn_mask=unseen)
-        ends = tokens[torch.arange(len(tokens), device=tokens.device), attention_mask.sum(1) - 1]
-        return F.normalize(clip.ln_final(ends) @ clip.text_projection, dim=-1)
+        return text_vectors(self.clip, input_ids, attention_mask)
 
     def clamped_temperature(self) -> Tensor:
         """Scalar of at least 0.01."""
@@ -183,17 +124,7 @@ class ClipDense(DualEncoder, BaseFairseqModel):
         Raises:
             ValueError: a side is no multiple of the patch.
         """
-        visual, stride = self.clip.visual, self.grid_stride
-        grid = (image.shape[2] // stride, image.shape[3] // stride)
-        if (grid[0] * stride, grid[1] * stride) != tuple(image.shape[2:]) or 0 in grid:
-            size = f"{image.shape[2]}x{image.shape[3]}"
-            raise ValueError(f"photos of {size} pixels (height x width): both sides must be multiples of {stride}")
-        patches = visual.conv1(self.normalised(image)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([visual.class_embedding.expand(len(patches), 1, -1).to(patches.dtype), patches], 1)
-        tokens = visual.ln_pre(tokens + interpolate_positions(visual.positional_embedding[None], *grid))
-        for block in visual.transformer.resblocks[:-1]:
-            tokens = block(tokens)
-        return tokens, grid
+        return before_last_block(self.clip.visual, self.normalised(image), self.grid_stride)
 
     def _photo_vectors(self, tokens: Tensor) -> Tensor:
         """(B, D) unit vectors from the input of the last block; only its CLS token is computed."""
