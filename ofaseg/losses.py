@@ -134,3 +134,26 @@ def contrastive_loss(
             best = logits.detach().argmax(1) if len(target) else target  # a process may have run out of validation batches
             hits.append((best == target).sum())
         return 0.5 * (losses[0] + losses[1]), torch.stack(hits)
+
+
+def masked_bce(class_logits: Tensor, target: Tensor, ignored_count: bool = False) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of each sample, averaged over its labelled pixels and classes (Fusioner, eq. 5).
+
+    Args:
+        class_logits: (B, K, H, W), any float type.
+        target: (B, K, H, W) integers: 1 where the class is, 0 where it is not, IGNORE_INDEX where nobody knows; (B, H, W) for K = 1.
+        ignored_count: a sample without any labelled pixel is judged as if nothing of its classes were there (as published).
+
+    Returns: (B,) float32 losses, and (B,) bool whether a sample counts; the loss of one that does not is 0.
+    """
+    target = target.unsqueeze(1) if target.ndim == 3 else target
+    if class_logits.shape != target.shape:
+        raise ValueError(f"need a target for each logit, not logits {tuple(class_logits.shape)} and a target {tuple(target.shape)}")
+    with torch.autocast(class_logits.device.type, enabled=False):
+        labelled = target != IGNORE_INDEX
+        counts = labelled.any(dim=(1, 2, 3))
+        if ignored_count:
+            labelled = labelled | ~counts[:, None, None, None]
+        pixels = F.binary_cross_entropy_with_logits(class_logits.float(), (target == 1).float(), reduction="none")
+        losses = (pixels * labelled).sum((1, 2, 3)) / labelled.sum((1, 2, 3)).clamp(min=1)
+        return losses, torch.ones_like(counts) if ignored_count else counts

@@ -50,8 +50,20 @@ def imagenet_templates() -> tuple[str, ...]:
     return tuple(templates)
 
 
+def fusioner_templates() -> tuple[str, ...]:
+    """Fusioner's 32 sentences: photos, photos of something masked or cropped, and what is in the scene."""
+    photos = ("a bad photo of the {}", "a photo of the large {}", "a photo of the small {}", "a cropped photo of a {}")
+    sizes = ("", "small ", "medium ", "large ")
+    looks = [f"This is a {look}photo of a {size}{{}}" for look in ("", "masked ", "cropped ") for size in sizes]
+    scenes = ["A photo of a {}", *photos, "a photo of a masked {}"]
+    openings = ("There is a", "There is the", "This is a", "This is the", "This is one")
+    scenes += [f"{opening} {masked}{{}}" for masked in ("", "masked ") for opening in openings]
+    return (*(f"{photo}." for photo in photos), *looks, *(f"{scene} in the scene" for scene in scenes))
+
+
 TEMPLATES = {
     "imagenet80": imagenet_templates(),
+    "fusioner32": fusioner_templates(),
     "photo": ("a photo of a {}.",),
     "name": ("{}",),
     "llm_voc13": (

@@ -19,7 +19,7 @@ CACHE_VARIABLE = "OFASEG_CACHE"
 
 
 def keep_text_vectors(model, prompts: Sequence) -> None:
-    """Gives `model`, a `DualEncoder`, the vectors of its classes and subclasses from the cache, or computes and stores them.
+    """Gives `model`, a `PromptedSegmenter`, the vectors of its classes and subclasses from the cache, or computes and stores them.
 
     The file is found by the sha256 of the text tower's weights and of the prompts, so it never is of another checkpoint,
     class list or template set. A folder that cannot be written costs nothing but the next run's time.
@@ -41,7 +41,7 @@ def _keep(folder: Path, model, prompts: Sequence, keep: Callable[[Tensor], None]
 
     path = folder / "class_vectors" / f"{_fingerprint(model, prompts)}.safetensors"
     try:
-        keep(_checked(load(path.read_bytes())["vectors"], len(prompts), model.config.projection_dim))
+        keep(_checked(load(path.read_bytes())["vectors"], len(prompts), model.text_dim))
         return
     except (FileNotFoundError, NotADirectoryError):
         pass  # the first run with this checkpoint and these classes

@@ -84,7 +84,7 @@ def slide(predict: Predict, image: Tensor, cell: int, window: int, stride: int) 
     places = [(top, left) for top in window_starts(height, window, stride) for left in window_starts(width, window, stride)]
     if len(places) == 1:
         return predict(image)
-    total = _Sum((height // cell, width // cell))
+    total = OutputSum((height // cell, width // cell))
     for top, left in places:
         total.add(predict(image[:, :, top : top + window, left : left + window]), top // cell, left // cell)
     return total.mean()
@@ -94,7 +94,7 @@ def multi_scale(predict: Predict, image: Tensor, cell: int, scales: Sequence[flo
     """The mean over photos resized by each factor, to multiples of `cell`; maps are resized (bilinear) to the grid of factor 1."""
     height, width = image.shape[2:]
     grid = (-(-height // cell), -(-width // cell))
-    total = _Sum(grid)
+    total = OutputSum(grid)
     for scale in scales:
         size = (height, width) if scale == 1 else tuple(max(1, int(side * scale / cell + 0.5)) * cell for side in (height, width))
         output = predict(_resized(image, size))
@@ -103,7 +103,7 @@ def multi_scale(predict: Predict, image: Tensor, cell: int, scales: Sequence[flo
     return total.mean()
 
 
-class _Sum:
+class OutputSum:
     """Sums of outputs on a grid (h, w), and how many lie on each cell."""
 
     def __init__(self, grid: tuple[int, int]):

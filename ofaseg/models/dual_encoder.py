@@ -1,39 +1,27 @@
-"""What models of an image and a text tower share: classes made from prompts, class maps as cosines, class vectors that are kept."""
+"""What models share whose image and text tower were trained together: class maps as cosines, pairs, finer names of classes."""
 
 from typing import Optional, Sequence, Union
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ofaseg.models.layers.subclass_fusion import SubclassPrompts, padded_subclasses, subclass_maps
-from ofaseg.models.segmenter import Segmenter
+from ofaseg.models.prompted_segmenter import PromptedSegmenter
 from ofaseg.models.state import StateUpgrade
-from ofaseg.models.text_encoders.class_embeddings import class_embeddings
 from ofaseg.structures import DenseOutput, ImageTextOutput
 
 
-class DualEncoder(Segmenter):
+class DualEncoder(PromptedSegmenter):
     """Mix-in for a `torch.nn.Module` that brings photos, their patches and texts into one space of D dimensions.
 
-    A model calls `set_up` once its towers stand, and implements `dense`, `embed_image`, `embed_text`, `clamped_temperature`,
-    `upgrade_state` and `text_state`.
+    A model implements what `PromptedSegmenter` asks for, `dense`, `embed_image`, `clamped_temperature` and `upgrade_state`.
 
     Attributes:
         grid_stride: pixels per patch.
-        pad: id of padding in texts.
-        prompts: for each class the token ids of its prompts; None for no classes yet.
         subclasses: finer names of the classes that maps are made from, see `set_subclasses`; None for the classes themselves.
     """
 
     grid_stride: int
-
-    def set_up(self, prompts: Optional[Sequence], pad: int, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
-        """Keeps the prompts, and mean and deviation of RGB in 0..1 that photos are normalised with."""
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
-        self.pad = pad
-        self.set_classes(prompts)
 
     # -- what a model implements -----------------------------------------------------------------------------------
 
@@ -45,10 +33,6 @@ class DualEncoder(Segmenter):
         """Photos (B, 3, H, W) -> (B, D) unit vectors."""
         raise NotImplementedError
 
-    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token ids and mask (B, L), 1 for tokens and 0 for padding -> (B, D) unit vectors."""
-        raise NotImplementedError
-
     def clamped_temperature(self) -> Tensor:
         """Scalar above 0 by which cosines are divided in the contrastive loss."""
         raise NotImplementedError
@@ -57,13 +41,10 @@ class DualEncoder(Segmenter):
         """Makes an official state dict loadable, in place; raises CheckpointError when it does not fit."""
         raise NotImplementedError
 
-    def text_state(self) -> dict[str, Tensor]:
-        """The entries of the state dict that class vectors depend on."""
-        raise NotImplementedError
-
-    def text_options(self) -> str:
-        """What class vectors depend on beside weights and prompts, as a text."""
-        return ""
+    @property
+    def text_dim(self) -> int:
+        """D."""
+        return self.config.projection_dim
 
     # -- classes ---------------------------------------------------------------------------------------------------
 
@@ -72,8 +53,8 @@ class DualEncoder(Segmenter):
 
         Subclasses belong to a class list: they are gone afterwards.
         """
-        self.prompts, self.subclasses = prompts, None
-        self.forget_text_vectors()
+        self.subclasses = None
+        super().set_classes(prompts)
 
     def set_subclasses(self, subclasses: Optional[SubclassPrompts]) -> None:
         """Makes class maps from finer names; which classes a photo holds stays with the class names (LLM supervision).
@@ -86,16 +67,6 @@ class DualEncoder(Segmenter):
         self.subclasses = subclasses
         self._text_vectors.pop("subclasses", None)
 
-    def class_embeddings(self) -> Tensor:
-        """(K, D) unit vectors, made from the prompts in evaluation mode; kept until the model is trained or loaded.
-
-        Raises:
-            ValueError: the model has no classes.
-        """
-        if not self.prompts:
-            raise ValueError("this model has no classes; call set_classes first")
-        return self._vectors("classes", self.prompts)
-
     def subclass_embeddings(self) -> Tensor:
         """(N, D) unit vectors of the subclasses of all K classes, class by class, made and kept as `class_embeddings`.
 
@@ -106,33 +77,9 @@ class DualEncoder(Segmenter):
             raise ValueError("this model has no subclasses; call set_subclasses first")
         return self._vectors("subclasses", self.subclasses.flat)
 
-    def _vectors(self, kind: str, prompts: Sequence) -> Tensor:
-        """Unit vectors of `prompts`, one per entry, from memory where they are there."""
-        device = self.pixel_mean.device
-        if kind in self._text_vectors:
-            return self._text_vectors[kind].to(device)  # the model may have moved since
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                vectors = class_embeddings(self.embed_text, prompts, self.pad, device)
-        finally:
-            self.train(was_training)
-        if not was_training:  # else the next update makes them old
-            self._text_vectors[kind] = vectors
-        return vectors
-
-    def keep_class_embeddings(self, vectors: Tensor) -> None:
-        """Takes `vectors` (K, D) for what `class_embeddings` would compute from weights and prompts as they are now."""
-        self._text_vectors["classes"] = vectors.to(self.pixel_mean.device)
-
     def keep_subclass_embeddings(self, vectors: Tensor) -> None:
         """Takes `vectors` (N, D) for what `subclass_embeddings` would compute."""
         self._text_vectors["subclasses"] = vectors.to(self.pixel_mean.device)
-
-    def forget_text_vectors(self) -> None:
-        """To be called when the text tower has changed: vectors of classes and subclasses are made anew."""
-        self._text_vectors: dict[str, Tensor] = {}
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """As `nn.Module.train`; training changes the text tower, so text vectors are forgotten."""
@@ -141,18 +88,6 @@ class DualEncoder(Segmenter):
         return super().train(mode)
 
     # -- passes ----------------------------------------------------------------------------------------------------
-
-    def normalised(self, image: Tensor) -> Tensor:
-        """Photos (B, 3, H, W), uint8 -> float with mean and deviation taken out; float ones are normalised already."""
-        if image.is_floating_point():
-            return image
-        return (image.float() / 255 - self.pixel_mean) / self.pixel_std
-
-    def pixels(self, image: Tensor) -> Tensor:
-        """Photos (B, 3, H, W) as `forward` takes them -> (B, H, W, 3) uint8."""
-        if image.is_floating_point():
-            image = ((image * self.pixel_std + self.pixel_mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return image.permute(0, 2, 3, 1)
 
     def patches(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Photos (B, 3, H, W) -> patch tokens (B, h * w, F) of the tower and their projections (B, h * w, D)."""

@@ -76,7 +76,7 @@ class TorchAdamW(FairseqOptimizer):
         params = list(params)
         self._implementation = {"fused": True} if _fusable(params) else {"foreach": None}
         options = {**self.optimizer_config, **self._implementation}
-        params = decay_groups(params) if cfg.no_decay_vectors else params
+        params = self.groups(params)
         if cfg.zero1 and dist.is_initialized() and dist.get_world_size() > 1:
             from torch.distributed.optim import ZeroRedundancyOptimizer  # a second that only sharing processes pay
 
@@ -86,6 +86,10 @@ class TorchAdamW(FairseqOptimizer):
                 logger.info("--zero1 has nothing to share out in a single process: plain AdamW")
             self._optimizer = torch.optim.AdamW(params, **options)
         self._optimizer.register_step_post_hook(_count_versions)
+
+    def groups(self, params: list) -> list:
+        """What torch's optimizer gets: tensors, or groups of them with options of their own."""
+        return decay_groups(params) if self.cfg.no_decay_vectors else params
 
     @property
     def optimizer_config(self) -> dict:

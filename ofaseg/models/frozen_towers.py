@@ -1,0 +1,154 @@
+"""An image and a text tower that no training changes, under one roof: never saved with a model, but known by their sha256."""
+
+import contextlib
+import hashlib
+import json
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from ofaseg.models.clip_towers import build_towers
+from ofaseg.models.image_encoders.frozen import ClipPatches, TimmPatches
+from ofaseg.models.state import CheckpointError
+from ofaseg.models.text_encoders.bert import BERT_SIZES
+from ofaseg.models.text_encoders.frozen import BertTexts, ClipTexts, TableTexts
+from ofaseg.models.text_encoders.text_table import TextTable
+
+CLIP, TABLE = "clip", "table"
+KINDS = ("image", "text")
+NOT_CHECKED = torch.zeros(32, dtype=torch.uint8)
+"""In place of a sha256: a table of text vectors, which changes with the class list."""
+START_SEED = 20210
+
+
+class FrozenTowers(nn.Module):
+    """The two towers: always in evaluation mode, without gradients, and absent from the state dict, which holds their sha256.
+
+    Args:
+        image_tower: clip, or a model of timm.
+        text_tower: clip, table, or one of `BERT_SIZES`.
+        sizes: of CLIP, where one of the towers is CLIP's (`ofaseg.models.clip_towers.ClipSizes`).
+        text_embeddings: file of a table.
+        bert_vocab_size: rows of BERT's word embedding, 0 for the named size.
+        bf16: compute in bfloat16 (autocast); unit vectors come out in float32 all the same.
+
+    Attributes:
+        image, text: see `ofaseg.models.image_encoders.frozen` and `ofaseg.models.text_encoders.frozen`.
+        missing: towers whose weights still are to be loaded, of `KINDS`.
+
+    Raises:
+        ValueError: an unknown tower. CheckpointError: the table cannot be read.
+    """
+
+    def __init__(self, image_tower: str, text_tower: str, sizes, text_embeddings: str = "", bert_vocab_size: int = 0, bf16: bool = False):
+        super().__init__()
+        if text_tower not in (CLIP, TABLE, *BERT_SIZES):
+            raise ValueError(f"unknown text tower {text_tower!r}; known: {', '.join((CLIP, TABLE, *BERT_SIZES))}")
+        self.bf16 = bf16
+        self.table: Optional[TextTable] = TextTable.read(text_embeddings) if text_tower == TABLE else None
+        with torch.random.fork_rng(devices=[]):  # the same start in every process, and the run's random numbers stay what they are
+            torch.manual_seed(START_SEED)
+            clip = build_towers(sizes) if CLIP in (image_tower, text_tower) else None
+            self.image = ClipPatches(clip.visual) if image_tower == CLIP else TimmPatches(image_tower)
+            if text_tower == CLIP:
+                self.text: nn.Module = ClipTexts(clip)
+            else:
+                self.text = BertTexts(text_tower, bert_vocab_size) if self.table is None else TableTexts(self.table)
+        self.missing = set(KINDS) if self.table is None else {"image"}
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FrozenTowers":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    # -- passes ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def image_tokens(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Normalised photos (B, 3, H, W) -> (B, h * w, Dv) float32 unit vectors, and (h, w).
+
+        Raises:
+            ValueError: the tower has no weights yet, or a side is no multiple of its stride.
+        """
+        self._check_filled("image")
+        with self._precision(image.device):
+            return self.image(image)
+
+    @torch.no_grad()
+    def text_vectors(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask (n, L) -> (n, Dt) float32 unit vectors. Raises ValueError when the tower has no weights yet."""
+        self._check_filled("text")
+        with self._precision(input_ids.device):
+            return self.text(input_ids, attention_mask)
+
+    def _precision(self, device: torch.device):
+        """The towers' own precision, whatever the one around them."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def _check_filled(self, kind: str) -> None:
+        if kind in self.missing:
+            raise ValueError(f"the {kind} tower has no weights yet; load its file first (ofaseg.checkpoints.fusioner.load_towers)")
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def fill(self, kind: str, weights: dict[str, Tensor]) -> None:
+        """Loads the weights of one tower ("image" or "text"), strictly, under the names of its own state dict."""
+        getattr(self, kind).load_state_dict(weights, strict=True)
+        self.filled(kind)
+
+    def filled(self, *kinds: str) -> None:
+        """To be told when towers have got the weights they are used with."""
+        self.missing -= set(kinds)
+
+    def sha256(self, kind: str) -> Tensor:
+        """(32,) uint8: of names, shapes and float32 values of a tower's weights; `NOT_CHECKED` for a table. Kept until they change."""
+        if kind == "text" and self.table is not None:
+            return NOT_CHECKED.clone()
+        state = getattr(self, kind).state_dict()
+        version = tuple((value.data_ptr(), value._version) for value in state.values())
+        kept = self.__dict__.setdefault("_digests", {})
+        if kept.get(kind, (None,))[0] != version:
+            digest = hashlib.sha256()
+            for key, value in sorted(state.items()):
+                digest.update(json.dumps([key, list(value.shape)]).encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().data)
+            kept[kind] = (version, torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8))
+        return kept[kind][1].clone()
+
+    def check(self, kind: str, expected: Tensor, where: str) -> None:
+        """Raises CheckpointError unless `expected`, a sha256 from a checkpoint, is this tower's; `where` says what the tower is made of."""
+        own = self.sha256(kind)
+        if torch.equal(expected.cpu(), NOT_CHECKED) or torch.equal(own, NOT_CHECKED):
+            return
+        if not torch.equal(own, expected.cpu()):
+            raise CheckpointError(
+                f"trained with another {kind} tower: its weights have sha256 {hexadecimal(expected)}, those of {where} have "
+                f"{hexadecimal(own)}; give the file it was trained with"
+            )
+
+    def state_dict(self, *args, destination=None, prefix: str = "", keep_vars: bool = False):
+        """The sha256 of both towers instead of their weights."""
+        destination = {} if destination is None else destination
+        for kind in KINDS:
+            destination[f"{prefix}{kind}_sha256"] = self.sha256(kind)
+        return destination
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
+        """The sha256 are compared before loading (`Fusioner.upgrade_state`); there is nothing to load."""
+
+
+def hexadecimal(sha256: Tensor) -> str:
+    """(32,) uint8 -> 64 characters."""
+    return bytes(sha256.cpu().tolist()).hex()
+
+
+def ignore_missing_towers(prefix: str):
+    """A hook for `register_load_state_dict_post_hook`: weights of towers, which no state dict holds, are not missing."""
+
+    def hook(module: nn.Module, incompatible) -> None:
+        with contextlib.suppress(AttributeError):
+            incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.startswith(prefix)]
+
+    return hook
