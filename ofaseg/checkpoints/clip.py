@@ -19,10 +19,6 @@ TOWERS = {(768, 16): "clip_vit_b_16", (768, 32): "clip_vit_b_32", (1024, 14): "c
 TASK_OPTIONS = dict(text_tokenizer="clip_bpe", resize="short_side", patch_image_size=336, resnet_prob_temperature=0.025)
 """How dense CLIP is evaluated in the literature (SCLIP, NACLIP: short side 336, cosines times 40), for files that do not say."""
 
-CONVERT = (
-    "it is a TorchScript archive, the form in which OpenAI publishes CLIP: a program, which is not run here. Where you trust the file, "
-    "convert it once: python -c \"import torch; torch.save(torch.jit.load('{name}', map_location='cpu').state_dict(), 'clip.pt')\""
-)
 CONFIGURATION = "open_clip_config.json"
 
 
@@ -34,7 +30,7 @@ def infer_architecture(weights: dict[str, Tensor], where: str) -> tuple[str, dic
     Raises:
         CheckpointError: another kind of tower, or sizes that no named architecture has.
     """
-    _check_kind(weights, where)
+    check_kind(weights, where)
     width, patch = weights[f"{PREFIX}visual.conv1.weight"].shape[0], weights[f"{PREFIX}visual.conv1.weight"].shape[-1]
     if (width, patch) not in TOWERS:
         known = ", ".join(f"{name} ({dim}, {side})" for (dim, side), name in TOWERS.items())
@@ -54,11 +50,12 @@ def infer_architecture(weights: dict[str, Tensor], where: str) -> tuple[str, dic
         context_length=len(weights[f"{PREFIX}positional_embedding"]),
         vocab_size=len(weights[f"{PREFIX}token_embedding.weight"]),
     )
-    plain_gelu = _plain_gelu(weights, where)
+    plain_gelu = known_activation(weights, where)
     return name, options | ({} if plain_gelu is None else {"plain_gelu": plain_gelu})
 
 
-def _check_kind(weights: dict[str, Tensor], where: str) -> None:
+def check_kind(weights: dict[str, Tensor], where: str) -> None:
+    """Raises CheckpointError, which says what they are, for weights (under our names) of no CLIP with two transformers of its own."""
     if any(key.startswith((f"{PREFIX}vision_model.", f"{PREFIX}text_model.")) for key in weights):
         raise CheckpointError(f"{where}: CLIP in the layout of transformers; give OpenAI's or open_clip's file of the same model")
     image = ("visual.conv1.weight", "visual.class_embedding", "visual.positional_embedding", "visual.proj")
@@ -73,7 +70,7 @@ def _layers(weights: dict[str, Tensor], prefix: str) -> int:
     return len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
 
 
-def _plain_gelu(weights: dict[str, Tensor], where: str) -> Optional[bool]:
+def known_activation(weights: dict[str, Tensor], where: str) -> Optional[bool]:
     """Whether a model was trained with GELU instead of QuickGELU; None where nothing says so.
 
     OpenAI's files hold counters beside the weights, and matrices in half precision beside norms in single.

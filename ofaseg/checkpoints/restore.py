@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Optional
 
-from ofaseg.checkpoints import clip, simseg
+from ofaseg.checkpoints import clip, fusioner, simseg
 from ofaseg.checkpoints.class_vectors import keep_text_vectors
 from ofaseg.checkpoints.ifseg import (
     infer_architecture,
@@ -18,18 +18,19 @@ from ofaseg.checkpoints.ifseg import (
 )
 from ofaseg.checkpoints.safe import load_state
 from ofaseg.models.clip_state import is_clip
-from ofaseg.models.dual_encoder import DualEncoder
+from ofaseg.models.fusioner_state import is_fusioner
 from ofaseg.models.ofa.state import CLASS_KEYS
+from ofaseg.models.prompted_segmenter import PromptedSegmenter
 from ofaseg.models.state import CheckpointError
 from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TASKS = {"segofa": "seq2seq_segmentation", "simseg": "dense_segmentation", "clip_dense": "dense_segmentation"}
+DEFAULT_TASKS = {"segofa": "seq2seq_segmentation"} | dict.fromkeys(("simseg", "clip_dense", "fusioner"), "dense_segmentation")
 """Registered model -> the task that segments with it."""
 NO_CLASSES = "none"
 """Stands for the class list where there is none: a task has at least one class."""
-TOKENIZER_OPTIONS = {"simseg": "bert_vocab", "clip_dense": "clip_bpe"}
+TOKENIZER_OPTIONS = {"simseg": "bert_vocab", "clip_dense": "clip_bpe", "fusioner": "clip_bpe"}
 """Registered model -> the task's option that the commands' one option for every tokenizer stands for."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -54,7 +55,7 @@ def load_model(path, class_names: Optional[str] = None, device="cpu", overrides:
     """
     path = Path(path)
     model, task = _restored(path, load_state(path), class_names, device, overrides)
-    if isinstance(model, DualEncoder):
+    if isinstance(model, PromptedSegmenter):
         keep_text_vectors(model, task.class_prompts)
     return model, task
 
@@ -83,6 +84,8 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
     model_name, model_config = _merged(_model_dataclass, model_options, overrides)
     if model_name in TOKENIZER_OPTIONS and "bpe_dir" in overrides:
         overrides[TOKENIZER_OPTIONS[model_name]] = overrides.pop("bpe_dir")
+    if model_name == "fusioner":
+        fusioner.find_files(model_config, overrides, path)
     if model_name == "clip_dense":
         clip.warn_of_activation(path, model_options | overrides)
     task_name, task_config = _merged(partial(_task_dataclass, model=model_name), task_options, overrides)
@@ -110,9 +113,11 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
     if state["ema"] and not is_official_configuration(state["cfg"] or {}):
         logger.info("%s: using the averaged weights, as validation did", path)
         weights = state["ema"]
-    if not same_classes and not isinstance(model, DualEncoder):  # whose classes are never weights
+    if not same_classes and not isinstance(model, PromptedSegmenter):  # whose classes are never weights
         logger.info("%s: class embeddings are made from the %d class names", path, len(task.vocabulary))
         weights = {key: value for key, value in weights.items() if key not in CLASS_KEYS}
+    if model_name == "fusioner":
+        fusioner.prepare(model, weights)
     load_weights(model, weights, str(path))
     return model.to(device).eval(), task
 
@@ -128,6 +133,8 @@ def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabul
         return model, task, recorded
     family, name, sizes = published_architecture(state["model"], str(path))
     options, task_options, _ = translate_configuration(cfg) if family == "segofa" else ({}, {}, [])
+    if family == "fusioner":
+        task_options = fusioner.TASK_OPTIONS | {"patch_image_size": sizes["image_size"], "text_length": sizes["context_length"]}
     if family == "clip_dense":
         task_options = clip.TASK_OPTIONS | {"text_length": sizes["context_length"]}
     return {"_name": name, **sizes, **options}, {"_name": DEFAULT_TASKS[family], **task_options}, recorded
@@ -143,6 +150,9 @@ def published_architecture(weights: dict, where: str) -> tuple[str, str, dict]:
     from ofaseg.models import ifseg as segofa
     from ofaseg.models import simseg as simseg_model
 
+    if is_fusioner(weights):
+        name, options = fusioner.infer_architecture(weights, where)
+        return "fusioner", name, options
     if is_clip(weights):
         name, options = clip.infer_architecture(weights, where)
         return "clip_dense", name, clip_dense.ARCHITECTURES[name] | options

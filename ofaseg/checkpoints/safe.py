@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ofaseg.checkpoints.clip import CONVERT
+from ofaseg.checkpoints.torchscript import archive_weights, is_torchscript
 from ofaseg.models import clip_state, simseg_state
 from ofaseg.models.state import CheckpointError
 
@@ -142,13 +142,13 @@ def _check_weights(cfg: dict, about: Path, path: Path) -> None:
 
 
 def _load_torch(path: Path, mmap: bool = False):
-    """`torch.load(weights_only=True)`, learning the harmless classes of the file on the way.
+    """`torch.load(weights_only=True)`, learning the harmless classes of the file on the way; of a TorchScript archive its weights.
 
     With `mmap` the weights stay on the disk until they are used; files in torch's old format are read whole all the same.
     """
     is_archive = zipfile.is_zipfile(path)
-    if is_archive and _is_torchscript(path):
-        raise CheckpointError(f"{path}: {CONVERT.format(name=path.name)}")
+    if is_archive and is_torchscript(path):
+        return archive_weights(path)
     mmap = mmap and is_archive
     allowed: list = [argparse.Namespace, collections.defaultdict, dict, list, tuple, set, frozenset, int, float, bool, str]
     names: set[str] = set()
@@ -176,15 +176,6 @@ def _load_torch(path: Path, mmap: bool = False):
             allowed.append((type(full.rpartition(".")[2], (_Record,), {}), full))
         except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged, or not a checkpoint ({_first_line(error)}); copy it again") from error
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Whether a zip file holds a program of TorchScript beside its tensors."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):  # torch says what is wrong with it
-        return False
 
 
 def _first_line(error: Exception) -> str:

@@ -110,9 +110,7 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
             raise ValueError(f"unknown pixel_statistics {config.pixel_statistics!r}; known: {', '.join(PIXEL_STATISTICS)}")
         self.config = config
         bf16 = str(config.tower_precision) == "bf16"
-        self.towers = FrozenTowers(
-            config.image_tower, config.text_tower, config, config.text_embeddings, config.bert_vocab_size, bf16
-        )
+        self.towers = FrozenTowers(config.image_tower, config.text_tower, config, config.text_embeddings, config.bert_vocab_size, bf16)
         image, text = self.towers.image, self.towers.text
         self.fusion = JointFusion(
             image.dim, text.dim, config.fusion_width, config.fusion_layers, config.fusion_heads,
@@ -136,8 +134,8 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         model = cls(cfg, task.class_prompts, task.text_tokenizer.pad)
         if len(task.text_tokenizer) != model.towers.text.vocab_size:
             raise ValueError(
-                f"the text tokenizer has {len(task.text_tokenizer)} entries, the text tower {cfg.text_tower} {model.towers.text.vocab_size}; "
-                "CLIP needs --text-tokenizer clip_bpe, BERT wordpiece, a table that of its own names"
+                f"the text tokenizer has {len(task.text_tokenizer)} entries, the text tower {cfg.text_tower} "
+                f"{model.towers.text.vocab_size}; CLIP needs --text-tokenizer clip_bpe, BERT wordpiece, a table that of its own names"
             )
         return model
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ofaseg.models.clip_towers import before_last_block, grid_of
 
-
 TRANSFORMERS = ("vision_transformer", "deit", "eva")
 """Modules of timm whose models have tokens on a grid of patches at any photo size."""
 
@@ -35,38 +34,37 @@ class ClipPatches(nn.Module):
 
 
 class TimmPatches(nn.Module):
-    """Any model of timm: the tokens of a vision transformer without its prefix ones, or the last feature map of a convolutional one.
+    """A model of timm: the normed tokens of a vision transformer without its prefix ones, or the last feature map of any other.
 
     Args:
         name: timm's name, such as vit_base_patch16_224 or mobilenetv2_100; nothing is downloaded.
 
     Raises:
-        ValueError: timm knows no model of this name, or one that has neither tokens nor feature maps.
+        ValueError: timm knows no model of this name, or one whose feature maps it cannot give.
     """
 
     def __init__(self, name: str):
         super().__init__()
         import timm  # takes a second: only for those who build one
+        from timm.models import is_model_in_modules
 
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
             raise ValueError(f"image tower {name!r}: neither clip nor a model of timm{f' (similar: {close})' if close else ''}")
-        self.is_transformer = timm.is_model_in_modules(name, TRANSFORMERS)
-        if self.is_transformer:
-            self.backbone = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
-            self.dim, self.stride = self.backbone.embed_dim, self.backbone.patch_embed.patch_size[0]
-        else:
-            self.backbone = timm.create_model(name, pretrained=False, features_only=True)
-            self.dim, self.stride = self.backbone.feature_info.channels()[-1], self.backbone.feature_info.reduction()[-1]
+        self.is_transformer = is_model_in_modules(name, TRANSFORMERS)
+        options = dict(dynamic_img_size=True) if self.is_transformer else {}
+        self.backbone = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        if not hasattr(self.backbone, "forward_intermediates"):
+            raise ValueError(f"image tower {name!r}: timm gives no feature maps of it; take another model")
+        last = self.backbone.feature_info[-1]
+        self.dim, self.stride = last["num_chs"], last["reduction"]
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patches and grid as the module docstring says. Raises ValueError when a side is no multiple of the stride."""
         grid = grid_of(image, self.stride)
-        if self.is_transformer:
-            tokens = self.backbone.forward_features(image)[:, self.backbone.num_prefix_tokens :]
-        else:
-            tokens = self.backbone(image)[-1].flatten(2).transpose(1, 2)
-        return unit_vectors(tokens), grid
+        # a convolutional network has no norm behind its last feature map
+        maps = self.backbone.forward_intermediates(image, indices=1, norm=self.is_transformer, output_fmt="NCHW", intermediates_only=True)
+        return unit_vectors(maps[-1].flatten(2).transpose(1, 2)), grid
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:

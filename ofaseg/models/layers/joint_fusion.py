@@ -67,7 +67,14 @@ class JointFusion(nn.Module):
     """
 
     def __init__(
-        self, visual_dim: int, text_dim: int, width: int = 512, depth: int = 12, heads: int = 8, dropout: float = 0.0, drop_path: float = 0.0
+        self,
+        visual_dim: int,
+        text_dim: int,
+        width: int = 512,
+        depth: int = 12,
+        heads: int = 8,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
     ):
         super().__init__()
         if width % heads:
