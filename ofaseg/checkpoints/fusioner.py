@@ -11,7 +11,7 @@ from ofaseg.atomic import atomic_write
 from ofaseg.checkpoints import clip
 from ofaseg.checkpoints.safe import load_state
 from ofaseg.models.clip_state import PREFIX, to_ours, upgrade_official_state
-from ofaseg.models.frozen_towers import CLIP, NOT_CHECKED, hexadecimal
+from ofaseg.models.frozen_towers import CLIP, NOT_CHECKED
 from ofaseg.models.fusioner_state import has_towers
 from ofaseg.models.state import CheckpointError, check_entries
 
@@ -63,8 +63,9 @@ def _option(kind: str, is_clip: bool) -> str:
 
 def _known(kind: str, expected: Optional[dict[str, Tensor]]) -> str:
     """What a checkpoint of ours tells of the tower that it was trained with, to end a message."""
-    digest = (expected or {}).get(f"towers.{kind}_sha256")
-    return "" if digest is None or torch.equal(digest.cpu(), NOT_CHECKED) else f". The checkpoint's has sha256 {hexadecimal(digest)}"
+    entry = (expected or {}).get(f"towers.{kind}_sha256")
+    digest = NOT_CHECKED if entry is None else bytes(entry.tolist())
+    return "" if digest == NOT_CHECKED else f". The weights that the checkpoint was trained with have sha256 {digest.hex()}"
 
 
 def _check_found(kind: str, file: str, option: str, expected: Optional[dict[str, Tensor]]) -> None:

@@ -1,6 +1,5 @@
 """An image and a text tower that no training changes, under one roof: never saved with a model, but known by their sha256."""
 
-import contextlib
 import hashlib
 import json
 from typing import Optional
@@ -17,7 +16,7 @@ from ofaseg.models.text_encoders.text_table import TextTable
 
 CLIP, TABLE = "clip", "table"
 KINDS = ("image", "text")
-NOT_CHECKED = torch.zeros(32, dtype=torch.uint8)
+NOT_CHECKED = bytes(32)
 """In place of a sha256: a table of text vectors, which changes with the class list."""
 START_SEED = 20210
 
@@ -35,7 +34,7 @@ class FrozenTowers(nn.Module):
 
     Attributes:
         image, text: see `ofaseg.models.image_encoders.frozen` and `ofaseg.models.text_encoders.frozen`.
-        missing: towers whose weights still are to be loaded, of `KINDS`.
+        digests: sha256 of the weights of each tower that has its weights.
 
     Raises:
         ValueError: an unknown tower. CheckpointError: the table cannot be read.
@@ -55,7 +54,7 @@ class FrozenTowers(nn.Module):
                 self.text: nn.Module = ClipTexts(clip)
             else:
                 self.text = BertTexts(text_tower, bert_vocab_size) if self.table is None else TableTexts(self.table)
-        self.missing = set(KINDS) if self.table is None else {"image"}
+        self.digests: dict[str, bytes] = {} if self.table is None else {"text": NOT_CHECKED}
         self.requires_grad_(False)
         self.eval()
 
@@ -98,34 +97,30 @@ class FrozenTowers(nn.Module):
         getattr(self, kind).load_state_dict(weights, strict=True)
         self.filled(kind)
 
-    def filled(self, *kinds: str) -> None:
-        """To be told when towers have got the weights they are used with."""
-        self.missing -= set(kinds)
+    def filled(self, kind: str) -> None:
+        """To be told when a tower has got the weights it is used with; their sha256 is taken now, before anything casts them."""
+        digest = hashlib.sha256()
+        for key, value in sorted(getattr(self, kind).state_dict().items()):
+            digest.update(json.dumps([key, list(value.shape)]).encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().data)
+        self.digests[kind] = digest.digest()
+
+    @property
+    def missing(self) -> set[str]:
+        """Towers whose weights still are to be loaded, of `KINDS`."""
+        return set(KINDS) - set(self.digests)
 
     def sha256(self, kind: str) -> Tensor:
-        """(32,) uint8: of names, shapes and float32 values of a tower's weights; `NOT_CHECKED` for a table. Kept until they change."""
-        if kind == "text" and self.table is not None:
-            return NOT_CHECKED.clone()
-        state = getattr(self, kind).state_dict()
-        version = tuple((value.data_ptr(), value._version) for value in state.values())
-        kept = self.__dict__.setdefault("_digests", {})
-        if kept.get(kind, (None,))[0] != version:
-            digest = hashlib.sha256()
-            for key, value in sorted(state.items()):
-                digest.update(json.dumps([key, list(value.shape)]).encode())
-                digest.update(value.detach().float().cpu().contiguous().numpy().data)
-            kept[kind] = (version, torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8))
-        return kept[kind][1].clone()
+        """(32,) uint8: of names, shapes and float32 values of a tower's weights; `NOT_CHECKED` for a table, and without weights."""
+        return torch.frombuffer(bytearray(self.digests.get(kind, NOT_CHECKED)), dtype=torch.uint8)
 
     def check(self, kind: str, expected: Tensor, where: str) -> None:
         """Raises CheckpointError unless `expected`, a sha256 from a checkpoint, is this tower's; `where` says what the tower is made of."""
-        own = self.sha256(kind)
-        if torch.equal(expected.cpu(), NOT_CHECKED) or torch.equal(own, NOT_CHECKED):
-            return
-        if not torch.equal(own, expected.cpu()):
+        trained, own = bytes(expected.tolist()), self.digests.get(kind, NOT_CHECKED)
+        if trained != own and NOT_CHECKED not in (trained, own):
             raise CheckpointError(
-                f"trained with another {kind} tower: its weights have sha256 {hexadecimal(expected)}, those of {where} have "
-                f"{hexadecimal(own)}; give the file it was trained with"
+                f"trained with another {kind} tower: its weights have sha256 {trained.hex()}, those of {where} have {own.hex()}; "
+                "give the file it was trained with"
             )
 
     def state_dict(self, *args, destination=None, prefix: str = "", keep_vars: bool = False):
@@ -139,16 +134,10 @@ class FrozenTowers(nn.Module):
         """The sha256 are compared before loading (`Fusioner.upgrade_state`); there is nothing to load."""
 
 
-def hexadecimal(sha256: Tensor) -> str:
-    """(32,) uint8 -> 64 characters."""
-    return bytes(sha256.cpu().tolist()).hex()
-
-
 def ignore_missing_towers(prefix: str):
     """A hook for `register_load_state_dict_post_hook`: weights of towers, which no state dict holds, are not missing."""
 
     def hook(module: nn.Module, incompatible) -> None:
-        with contextlib.suppress(AttributeError):
-            incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.startswith(prefix)]
+        incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.startswith(prefix)]
 
     return hook

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ofaseg.models import fusioner_state
 from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes
-from ofaseg.models.frozen_towers import CLIP, KINDS, NOT_CHECKED, FrozenTowers, ignore_missing_towers
+from ofaseg.models.frozen_towers import CLIP, KINDS, FrozenTowers, ignore_missing_towers
 from ofaseg.models.layers.joint_fusion import JointFusion
 from ofaseg.models.layers.upsampled_cosines import cosine_maps, upsampled_cosines
 from ofaseg.models.layers.upsampling_decoder import UpsamplingDecoder
@@ -210,9 +210,7 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         """
         self.forget_text_vectors()
         made_of = {kind: file or "random start values" for kind, file in self.tower_files().items()}
-        own = {key: value for key, value in self.named_parameters() if not key.startswith("towers.")}
-        own.update({f"towers.{kind}_sha256": NOT_CHECKED for kind in KINDS})  # made when it is needed: it takes seconds for large towers
-        return fusioner_state.upgrade_state(state_dict, own, self.towers, made_of)
+        return fusioner_state.upgrade_state(state_dict, self.state_dict(), self.towers, made_of)
 
     def upgrade_state_dict_named(self, state_dict: dict, name: str) -> None:
         """fairseq's hook before strict loading."""

@@ -1,0 +1,316 @@
+"""Fusioner: joint classes, batches, photo sizes, frozen towers of every kind, the class list; values are in tests/golden."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from safetensors.numpy import save_file
+
+from ofaseg.checkpoints.fusioner import load_towers
+from ofaseg.models.fusioner import ARCHITECTURES, PIXEL_STATISTICS, Fusioner, architecture_config
+from ofaseg.models.state import CheckpointError
+from ofaseg.models.text_encoders.text_table import NameTokenizer, TextTable
+
+END = 59
+PROMPTS = [[[58, 3, 4, END], [58, 4, END]], [[58, 7, END]], [[58, 9, 10, 11, END]]]
+SMALL = dict(vocab_size=END + 1, context_length=9, random_towers=True)
+
+
+def build(prompts=PROMPTS, **options) -> Fusioner:
+    torch.manual_seed(4)
+    model = Fusioner(architecture_config("fusioner_nano", **(SMALL | options)), prompts)
+    load_towers(model)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return build()
+
+
+def photos(*size, count=2):
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+# ---- outputs ----
+
+
+@torch.no_grad()
+def test_output(nano):
+    """Photos that are no squares, any size of the scores, and rows stay rows."""
+    image = photos(24, 40)
+    output = nano.predict(image=image)
+    assert output.class_logits.shape == (2, 3, 24, 40) and output.features.shape == (2, 40, 3, 5) and output.image_scores is None
+    assert output.class_logits.abs().max() <= 1 / 0.07 + 1e-4
+    torch.testing.assert_close(output.features.norm(dim=1), torch.ones(2, 3, 5))
+    tokens, grid = nano.towers.image_tokens(nano.normalised(image))
+    assert grid == (3, 5) and torch.equal(output.features[1, :, 2, 3], tokens[1, 2 * 5 + 3])
+    assert torch.equal(nano.from_tokens(tokens, grid, None, (24, 40)).class_logits, output.class_logits)
+    assert nano(image, size=(31, 17)).class_logits.shape == (2, 3, 31, 17)
+    with pytest.raises(ValueError, match="24x41 pixels .* multiples of 8"):
+        nano.predict(image=photos(24, 41))
+
+
+@pytest.mark.parametrize("size", [None, (24, 40), (50, 33), (9, 11)])
+@torch.no_grad()
+def test_few_maps_are_as_good_as_wide_features(nano, size):
+    plain = build(plain_cosine=True)
+    plain.load_state_dict(nano.state_dict())
+    ours, published = (model(photos(24, 40), size=size).class_logits for model in (nano, plain))
+    torch.testing.assert_close(ours, published, atol=1e-5 / 0.07, rtol=0)
+
+
+@torch.no_grad()
+def test_a_batch_is_its_photos(nano):
+    image = photos(32, 32, count=3)
+    text = torch.nn.functional.normalize(torch.randn(3, 2, 40, generator=torch.Generator().manual_seed(2)), dim=-1)
+    whole = nano(image, text).class_logits
+    for i in range(3):
+        torch.testing.assert_close(nano(image[i : i + 1], text[i : i + 1]).class_logits, whole[i : i + 1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(nano(image[i : i + 1], text[i]).class_logits, whole[i : i + 1], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_permuted_classes_permute_the_outputs_and_fewer_change_them(nano):
+    image, vectors = photos(32, 32), nano.class_embeddings()
+    before = nano(image).class_logits
+    torch.testing.assert_close(nano(image, vectors[[2, 0, 1]]).class_logits, before[:, [2, 0, 1]], atol=1e-4, rtol=0)
+    assert not torch.allclose(nano(image, vectors[:2]).class_logits, before[:, :2], atol=1e-3)
+
+
+@torch.no_grad()
+def test_float_photos_are_taken_as_normalised(nano):
+    image = photos(32, 32)
+    normalised = nano.normalised(image)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in PIXEL_STATISTICS["pascal"])
+    torch.testing.assert_close(normalised, (image / 255 - mean) / std)
+    assert torch.equal(nano(image).class_logits, nano(normalised).class_logits)
+    assert torch.equal(nano.pixels(image), nano.pixels(normalised))
+    other = build(pixel_statistics="clip")
+    assert not torch.allclose(other.normalised(image), normalised, atol=0.1)
+    with pytest.raises(ValueError, match="unknown pixel_statistics 'voc'; known: pascal, coco, clip"):
+        build(pixel_statistics="voc")
+
+
+@torch.no_grad()
+def test_positions_are_those_of_a_model_of_that_size(nano):
+    """A photo of another size is read as by towers whose position table was interpolated to it."""
+    from ofaseg.models.image_encoders.vit import interpolate_positions
+
+    other = build(image_size=48)
+    state = nano.towers.image.state_dict()
+    table = state["visual.positional_embedding"]
+    state["visual.positional_embedding"] = interpolate_positions(table[None], 6, 6)[0]
+    other.towers.image.load_state_dict(state)
+    image = nano.normalised(photos(48, 48))
+    torch.testing.assert_close(other.towers.image_tokens(image)[0], nano.towers.image_tokens(image)[0], atol=1e-6, rtol=0)
+
+
+def test_compiles_without_graph_breaks(nano):
+    vectors = nano.class_embeddings()
+    compiled = torch.compile(nano.forward, backend="eager", fullgraph=True)
+    image = photos(24, 32)
+    torch.testing.assert_close(compiled(image, vectors).class_logits, nano(image, vectors).class_logits, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_mixed_precision(nano):
+    """The towers keep their own precision; the cosine is float32."""
+    image, exact = photos(32, 32), nano(photos(32, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = nano(image)
+    assert output.class_logits.dtype == torch.float32 and torch.equal(output.features, exact.features)
+    assert float((output.class_logits - exact.class_logits).abs().max()) < 1.0
+    towers = build(tower_precision="bf16")
+    towers.load_state_dict(nano.state_dict())
+    found = towers(image)
+    assert found.features.dtype == torch.float32 and not torch.equal(found.features, exact.features)
+    torch.testing.assert_close(found.features, exact.features, atol=0.02, rtol=0)
+
+
+# ---- what is frozen ----
+
+
+def test_only_fusion_and_decoder_learn():
+    model = build().train()
+    assert model.training and model.fusion.training and not any(module.training for module in model.towers.modules())
+    before = {key: value.clone() for key, value in model.towers.image.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    output = model(photos(16, 24))
+    assert not output.features.requires_grad
+    output.class_logits.square().mean().backward()
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {"fusion", "decoder"}
+    assert all(parameter.grad is not None for part in (model.fusion, model.decoder) for parameter in part.parameters())
+    optimizer.step()
+    assert all(torch.equal(value, before[key]) for key, value in model.towers.image.state_dict().items())
+    assert {parameter.param_group for parameter in model.decoder.parameters()} == {"decoder"}
+
+
+def test_class_vectors_outlive_training(monkeypatch):
+    model = build().train()
+    vectors = model.class_embeddings()
+    monkeypatch.setattr(model.towers, "text", None)
+    assert model.class_embeddings() is vectors and model.train().class_embeddings() is vectors
+    model.set_classes(PROMPTS[:1])
+    with pytest.raises(TypeError):
+        model.class_embeddings()
+
+
+def test_prompts_are_averaged_and_cut(nano):
+    ids = torch.tensor([[58, 3, 4, END, 0, 0, 0, 0, 0], [58, 4, END, 0, 0, 0, 0, 0, 0]])
+    each = nano.embed_text(ids, (torch.arange(9) < torch.tensor([[4], [3]])).long())
+    mean = each.mean(0)
+    torch.testing.assert_close(nano.class_embeddings()[0], mean / mean.norm(), atol=1e-6, rtol=0)
+
+
+def test_start_values():
+    """Towers at random start the same in every process and leave the run's random numbers alone; the rest follows the seed."""
+    first, second = build(), build()
+    torch.manual_seed(5)
+    third = Fusioner(architecture_config("fusioner_nano", **SMALL))
+    assert torch.equal(first.towers.sha256("image"), second.towers.sha256("image"))
+    assert torch.equal(first.towers.image.visual.proj, third.towers.image.visual.proj)
+    assert torch.equal(first.fusion.cls_emb, second.fusion.cls_emb) and not torch.equal(first.fusion.cls_emb, third.fusion.cls_emb)
+
+
+def test_towers_without_weights_say_so():
+    model = Fusioner(architecture_config("fusioner_nano", vocab_size=END + 1), PROMPTS)
+    with pytest.raises(ValueError, match="image tower has no weights yet"):
+        model(photos(16, 16))
+    with pytest.raises(CheckpointError, match="image tower 'clip' needs its weights: give --clip-checkpoint"):
+        load_towers(model)
+
+
+# ---- other towers ----
+
+
+@pytest.mark.parametrize("name, dim, stride, tokens", [("resnet10t", 512, 32, 2), ("vit_tiny_patch16_224", 192, 16, 8)])
+@torch.no_grad()
+def test_towers_of_timm(name, dim, stride, tokens):
+    import timm
+
+    model = build(image_tower=name, pixel_statistics="imagenet")
+    image = photos(32, 64)
+    output = model(image)
+    assert model.grid_stride == stride and output.features.shape == (2, dim, 32 // stride, 64 // stride)
+    assert output.class_logits.shape == (2, 3, 32, 64)
+    if name.startswith("vit"):
+        theirs = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
+        theirs.load_state_dict(model.towers.image.backbone.state_dict())
+        expected = theirs.forward_features(model.normalised(image))[:, 1:]
+    else:
+        theirs = timm.create_model(name, num_classes=0).eval()
+        theirs.load_state_dict(model.towers.image.backbone.state_dict())
+        expected = theirs.forward_features(model.normalised(image)).flatten(2).transpose(1, 2)
+    expected = torch.nn.functional.normalize(expected, dim=-1)
+    torch.testing.assert_close(output.features.flatten(2).transpose(1, 2), expected, atol=1e-5, rtol=0)
+    assert expected.shape[1] == tokens
+
+
+@torch.no_grad()
+def test_a_bert_for_the_texts():
+    model = build(text_tower="bert_nano", bert_vocab_size=60)
+    assert model.text_dim == 128 and model(photos(16, 16)).class_logits.shape == (2, 3, 16, 16)
+    ids, mask = torch.tensor([[5, 6, 7, 0]]), torch.tensor([[1, 1, 1, 0]])
+    torch.testing.assert_close(model.embed_text(ids, mask), model.embed_text(ids[:, :3], mask[:, :3]), atol=1e-6, rtol=0)
+    mean = model.towers.text.tokens(ids[:, :3], mask[:, :3])[0].mean(0)
+    torch.testing.assert_close(model.embed_text(ids, mask)[0], mean / mean.norm(), atol=1e-6, rtol=0)
+
+
+@pytest.fixture(params=["npz", "npy", "safetensors"])
+def table(request, tmp_path):
+    names, vectors = ["Traffic light", "cat", "sky"], np.random.default_rng(0).standard_normal((3, 7)).astype(np.float16)
+    path = tmp_path / f"names.{request.param}"
+    if request.param == "npz":
+        np.savez(path, names=np.array(names), vectors=vectors)
+    elif request.param == "npy":
+        np.save(path, vectors)
+        path.with_suffix(".names.txt").write_text("\n".join(names) + "\n")
+    else:
+        save_file(dict(zip(names, vectors)), path)
+    return path, dict(zip(names, vectors.astype(np.float32)))
+
+
+def test_a_table_for_the_texts(table):
+    path, rows = table
+    tokenizer = NameTokenizer(TextTable.read(path))
+    ids, mask = tokenizer(["sky", "traffic_light"])
+    model = build([[row[: int(n)]] for row, n in zip(ids.tolist(), mask.sum(1))], text_tower="table", text_embeddings=str(path))
+    expected = np.stack([rows[name] / np.linalg.norm(rows[name]) for name in ("sky", "Traffic light")])
+    np.testing.assert_allclose(model.class_embeddings(), expected, atol=1e-6)
+    assert model(photos(16, 16)).class_logits.shape == (2, 2, 16, 16)
+    assert len(tokenizer) == 3 == model.towers.text.vocab_size and model.name_tokenizer().rows == tokenizer.rows
+    with pytest.raises(ValueError, match="no vector of 'dog', 'a photo of a cat'"):
+        tokenizer(["dog", "cat", "a photo of a cat"])
+
+
+@pytest.mark.parametrize(
+    "names, vectors, message",
+    [
+        (["a", "b"], np.ones((3, 2)), "2 names for vectors of shape"),
+        (["a", "b"], np.array([[1.0, 2], [0, 0]]), "vector of 'b' is not finite, or zero"),
+        (["a", "b"], np.array([[1.0, np.nan], [1, 0]]), "vector of 'a' is not finite, or zero"),
+        (["a b", "A_b"], np.ones((2, 2)), "'a b' and 'A_b' are one name"),
+    ],
+)
+def test_bad_tables(tmp_path, names, vectors, message):
+    np.savez(tmp_path / "t.npz", names=np.array(names), vectors=vectors)
+    with pytest.raises(CheckpointError, match=message):
+        TextTable.read(tmp_path / "t.npz")
+
+
+def test_unreadable_tables(tmp_path):
+    with pytest.raises(CheckpointError, match="not found"):
+        TextTable.read(tmp_path / "t.npz")
+    with pytest.raises(CheckpointError, match="come as .npz, .npy, .safetensors"):
+        TextTable.read(tmp_path / "t.json")
+    for name in ("t.npz", "t.safetensors"):
+        (tmp_path / name).write_bytes(b"nothing")
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            TextTable.read(tmp_path / name)
+    np.save(tmp_path / "t.npy", np.ones((2, 2)))
+    with pytest.raises(CheckpointError, match="needs t.names.txt beside it"):
+        TextTable.read(tmp_path / "t.npy")
+
+
+def test_real_text_vectors(real_data):
+    table = TextTable.read(real_data / "text_embeddings" / "coco80_clip_vitb32_a.npy")
+    ids, _ = NameTokenizer(table)(["cat", "dog", "bus", "traffic light"])
+    assert len(table.names) == 80 and ids[0, 0] == table.names.index("cat")
+    unit = table.vectors / np.linalg.norm(table.vectors, axis=1, keepdims=True)
+    cat, dog, bus, _ = ids[:, 0].tolist()
+    assert unit[cat] @ unit[dog] > unit[cat] @ unit[bus]
+
+
+# ---- registration ----
+
+
+def test_architectures_are_registered():
+    assert MODEL_REGISTRY["fusioner"] is Fusioner
+    assert all(ARCH_MODEL_REGISTRY[name] is Fusioner for name in ARCHITECTURES)
+    assert json.dumps(sorted(ARCHITECTURES)) == json.dumps(["fusioner_nano", "fusioner_vit_b16", "fusioner_vit_b32", "fusioner_vit_l14"])
+
+
+def test_published_sizes():
+    """Digest, section 3: values that are trained, for towers of 512 and of 768 dimensions."""
+    for dim, values in ((512, 48_584_704), (768, 48_847_872)):
+        with torch.device("meta"):
+            from ofaseg.models.layers.joint_fusion import JointFusion
+            from ofaseg.models.layers.upsampling_decoder import UpsamplingDecoder
+
+            parts = (JointFusion(dim, dim), UpsamplingDecoder(512))
+        assert sum(parameter.numel() for part in parts for parameter in part.parameters()) == values
+
+
+def test_wrong_choices():
+    with pytest.raises(ValueError, match="unknown architecture 'fusioner_h'; known: fusioner_vit_b16"):
+        architecture_config("fusioner_h")
+    with pytest.raises(ValueError, match="unknown text tower 'gpt'; known: clip, table, bert_base"):
+        build(text_tower="gpt")
+    with pytest.raises(ValueError, match="image tower 'resnet9999': neither clip nor a model of timm"):
+        build(image_tower="resnet9999")
+    with pytest.raises(ValueError, match="no finer names"):
+        build().set_subclasses(())
