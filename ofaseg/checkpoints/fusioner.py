@@ -97,8 +97,6 @@ def _load_clip(model, file: str, kinds: tuple[str, ...]) -> None:
         weights = {key: value for key, value in weights.items() if key.startswith(f"{PREFIX}visual.") == image}
     try:
         upgrade_official_state(weights, own)
-    except KeyError as error:
-        raise CheckpointError(f"{file}: {FOREIGN}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
     for kind in kinds:

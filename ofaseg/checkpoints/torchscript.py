@@ -56,7 +56,7 @@ class _Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"mentions {module}.{name}, which has no place among weights")
 
     def persistent_load(self, identity):
-        _, dtype, key, _, elements = identity
+        _, dtype, key, _, elements, *_ = identity
         return self._storage(key, dtype, elements)
 
 

@@ -28,7 +28,7 @@ def _plain(key: str) -> str:
 
 
 def upgrade_official_state(state: dict[str, Tensor], own: dict[str, Tensor]) -> StateUpgrade:
-    """Changes `state` in place so that a model whose `state_dict()` is `own` loads it strictly.
+    """Changes `state` in place so that a model whose `state_dict()` is `own` loads it strictly; both may be of one tower alone.
 
     Counters and the causal mask, which the model computes, are dropped; positions of another square grid are interpolated.
 
@@ -40,8 +40,8 @@ def upgrade_official_state(state: dict[str, Tensor], own: dict[str, Tensor]) -> 
     for name in (*COUNTERS, "attn_mask"):
         if entries.pop(PREFIX + name, None) is not None:
             report.dropped.append(PREFIX + name)
-    positions, expected = entries.get(POSITIONS), own[POSITIONS]
-    if positions is not None and positions.ndim == 2 and len(positions) != len(expected):
+    positions, expected = entries.get(POSITIONS), own.get(POSITIONS)
+    if positions is not None and expected is not None and positions.ndim == 2 and len(positions) != len(expected):
         side = int((len(expected) - 1) ** 0.5)
         try:
             entries[POSITIONS] = interpolate_positions(positions[None], side, side)[0]

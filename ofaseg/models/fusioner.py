@@ -176,8 +176,8 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         return self.towers.text_vectors(input_ids, attention_mask)
 
     def text_state(self) -> dict[str, Tensor]:
-        """The weights of the text tower."""
-        return self.towers.text.state_dict()
+        """The weights of the text tower, without CLIP's scale of cosines."""
+        return {key: value for key, value in self.towers.text.state_dict().items() if value.ndim}
 
     def text_options(self) -> str:
         """Weights alone say neither the tower's kind nor activation, heads and precision."""

@@ -25,7 +25,8 @@ def written_out(fusion, patches, text):
         for head in range(4):
             part = slice(head * 4, head * 4 + 4)
             q, k, v = (
-                normed @ block.attn.qkv.weight[i * 16 : i * 16 + 16][part].T + block.attn.qkv.bias[i * 16 : i * 16 + 16][part] for i in range(3)
+                normed @ block.attn.qkv.weight[i * 16 : i * 16 + 16][part].T + block.attn.qkv.bias[i * 16 : i * 16 + 16][part]
+                for i in range(3)
             )
             for i in range(len(tokens)):
                 mixed[i, part] = ((k @ q[i]) / 2).softmax(0) @ v

@@ -6,7 +6,15 @@ import torch.nn.functional as F
 
 from ofaseg.models.layers.upsampled_cosines import cosine_maps, upsampled_cosines
 
-SIZES = [((8, 12), (64, 64)), ((16, 16), (28, 28)), ((9, 7), (5, 6)), ((6, 5), (6, 5)), ((4, 6), (37, 50)), ((1, 1), (5, 4)), ((1, 5), (7, 3))]
+SIZES = [
+    ((8, 12), (64, 64)),
+    ((16, 16), (28, 28)),
+    ((9, 7), (5, 6)),
+    ((6, 5), (6, 5)),
+    ((4, 6), (37, 50)),
+    ((1, 1), (5, 4)),
+    ((1, 5), (7, 3)),
+]
 
 
 def inputs(grid, classes=3, channels=16):
