@@ -63,9 +63,9 @@ def fusioner_templates() -> tuple[str, ...]:
 
 TEMPLATES = {
     "imagenet80": imagenet_templates(),
-    "fusioner32": fusioner_templates(),
     "photo": ("a photo of a {}.",),
     "name": ("{}",),
+    "fusioner32": fusioner_templates(),
     "llm_voc13": (
         "a photo of one {}.", "a photo of a cool {}.", "a photo of a weird {}.", "a photo of a nice {}.", "a jpeg corrupted photo of a {}.",
         "a pixelated photo of a {}.", "a photo of a {}.", "a cropped photo of the {}.", "a bright photo of a {}.",

@@ -1,12 +1,14 @@
 """The losses against torch and numpy: value and gradient."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ofaseg import losses
-from ofaseg.losses import contrastive_loss, upsampled_cross_entropy
+from ofaseg.losses import contrastive_loss, masked_bce, upsampled_cross_entropy
 from ofaseg.vocabulary import IGNORE_INDEX
 
 
@@ -141,3 +143,52 @@ def test_contrastive_loss_is_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = contrastive_loss(images, texts, images, texts, temperature)[0]
     assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+# -- masked binary cross-entropy ---------------------------------------------------------------------------------------
+
+
+def naive_bce(logits, target):
+    """One sample, one pixel at a time."""
+    values = []
+    for logit, label in zip(logits.flatten().tolist(), target.flatten().tolist()):
+        if label != IGNORE_INDEX:
+            values.append(math.log1p(math.exp(-logit if label else logit)))
+    return sum(values) / len(values) if values else 0.0
+
+
+def bce_inputs():
+    generator = torch.Generator().manual_seed(4)
+    target = torch.randint(0, 2, (3, 2, 4, 5), generator=generator)
+    target[0, :, 1:3] = IGNORE_INDEX
+    target[2] = IGNORE_INDEX
+    return 3 * torch.randn(3, 2, 4, 5, generator=generator), target
+
+
+def test_masked_bce():
+    logits, target = bce_inputs()
+    losses, counts = masked_bce(logits, target)
+    assert counts.tolist() == [True, True, False] and float(losses[2]) == 0.0
+    for i in range(3):
+        assert float(losses[i]) == pytest.approx(naive_bce(logits[i], target[i]), rel=1e-5)
+    alone, _ = masked_bce(logits[:, :1], target[:, 0])
+    assert float(alone[0]) == pytest.approx(naive_bce(logits[0, :1], target[0, :1]), rel=1e-5)
+    with pytest.raises(ValueError, match="need a target for each logit"):
+        masked_bce(logits, target[:, 0])
+
+
+def test_masked_bce_of_nothing_labelled_as_published():
+    logits, target = bce_inputs()
+    losses, counts = masked_bce(logits, target, ignored_count=True)
+    assert counts.all() and torch.equal(losses[:2], masked_bce(logits, target)[0][:2])
+    assert float(losses[2]) == pytest.approx(naive_bce(logits[2], torch.zeros(2, 4, 5)), rel=1e-5)
+
+
+def test_masked_bce_gives_ignored_pixels_no_gradient():
+    logits, target = bce_inputs()
+    logits.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, _ = masked_bce(logits, target)
+    losses.sum().backward()
+    assert losses.dtype == torch.float32
+    assert not logits.grad[target == IGNORE_INDEX].any() and logits.grad[target != IGNORE_INDEX].all()

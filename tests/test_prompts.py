@@ -82,3 +82,17 @@ def test_templates_that_cannot_be_used(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_templates(str(path))
+
+
+def test_fusioners_sentences():
+    """Digest of Fusioner, section 4: 4 photos, 12 sizes and looks, 6 photos and 10 things in the scene."""
+    templates = TEMPLATES["fusioner32"]
+    assert len(templates) == len(set(templates)) == 32
+    assert templates[:5] == (
+        "a bad photo of the {}.", "a photo of the large {}.", "a photo of the small {}.", "a cropped photo of a {}.",
+        "This is a photo of a {}",
+    )  # fmt: skip
+    assert templates[8:16:7] == ("This is a masked photo of a {}", "This is a cropped photo of a large {}")
+    assert templates[16] == "A photo of a {} in the scene" and templates[21] == "a photo of a masked {} in the scene"
+    assert templates[26] == "This is one {} in the scene" and templates[31] == "This is one masked {} in the scene"
+    assert sum(template.endswith("in the scene") for template in templates) == 16
