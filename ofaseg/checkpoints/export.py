@@ -20,6 +20,9 @@ LOCAL_OPTIONS = ("data", "pretrained", "seg_data")
 COMPANIONS = {"bert_vocab": "vocab.txt", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz", "templates": "", "subclasses": ""}
 """Task options that may name a file which the model needs, and the file's name where the option is its folder."""
 
+TOWER_FILES = ("clip_checkpoint", "image_checkpoint", "text_checkpoint", "text_embeddings")
+"""Model options that name the file of a frozen tower, which is looked for beside the exported model; it is not copied."""
+
 
 def export_safetensors(
     model, cfg, path, vocabulary: Optional[ClassVocabulary] = None, dtype: Optional[torch.dtype] = None, notes: Optional[dict] = None
@@ -46,6 +49,9 @@ def export_safetensors(
     for option in ("bpe_dir", *COMPANIONS):
         if task.get(option):
             task[option] = Path(task[option]).name
+    for option in TOWER_FILES:
+        if groups["model"].get(option):
+            groups["model"][option] = Path(groups["model"][option]).name
     about = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

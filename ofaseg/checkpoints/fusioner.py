@@ -1,18 +1,22 @@
 """Fusioner's files: the towers' own, published checkpoints, and the way back to the published layout."""
 
 import logging
+import zipfile
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ofaseg.atomic import atomic_write
 from ofaseg.checkpoints import clip
+from ofaseg.checkpoints.export import TOWER_FILES
 from ofaseg.checkpoints.safe import load_state
 from ofaseg.models.clip_state import PREFIX, to_ours, upgrade_official_state
 from ofaseg.models.frozen_towers import CLIP, NOT_CHECKED
 from ofaseg.models.fusioner_state import has_towers
+from ofaseg.models.image_encoders.mobilenet_v2 import arrays_state
 from ofaseg.models.state import CheckpointError, check_entries
 
 logger = logging.getLogger(__name__)
@@ -107,7 +111,7 @@ def _load_clip(model, file: str, kinds: tuple[str, ...]) -> None:
 
 def _load_other(model, kind: str, file: str) -> None:
     """A tower of timm, or BERT, out of a file that may hold more (a head, a decoder, a pooler)."""
-    given = {_modern(key): value for key, value in load_state(file)["model"].items()}
+    given = _arrays(file) if file.endswith(".npz") else {_modern(key): value for key, value in load_state(file)["model"].items()}
     own = getattr(model.towers, kind).state_dict()
     inner = {key: key.split(".", 1)[1] for key in own} if kind == "image" else {key: key.removeprefix("tokens.bert.") for key in own}
     prefixes = sorted(TOWER_PREFIXES, key=lambda prefix: -sum(prefix + name in given for name in inner.values()))
@@ -123,6 +127,15 @@ def _load_other(model, kind: str, file: str) -> None:
     logger.info("%s: weights of the frozen %s tower, %d entries not used", file, kind, len(given) - len(weights))
 
 
+def _arrays(file: str) -> dict[str, Tensor]:
+    """The weights in an .npz file."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays_state(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{file}: weights cannot be read ({error}); copy the file again") from error
+
+
 def _modern(key: str) -> str:
     """An entry's name without the names that norms had in old files of BERT."""
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
@@ -131,7 +144,7 @@ def _modern(key: str) -> str:
 def find_files(options: dict, given: dict, path: Path) -> None:
     """Changes, in place, recorded model `options` that name a file which is gone to the file of that name beside the checkpoint `path`,
     where there is one; options that the user has `given` stay."""
-    for option in ("clip_checkpoint", *FILE_OPTIONS.values(), "text_embeddings"):
+    for option in TOWER_FILES:
         recorded = Path(options.get(option) or "")
         if recorded.name and option not in given and not recorded.exists() and path.with_name(recorded.name).exists():
             options[option] = str(path.with_name(recorded.name))

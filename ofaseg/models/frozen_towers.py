@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ofaseg.models.clip_towers import build_towers
-from ofaseg.models.image_encoders.frozen import ClipPatches, TimmPatches
+from ofaseg.models.image_encoders.frozen import ClipPatches, build_image_tower
 from ofaseg.models.state import CheckpointError
 from ofaseg.models.text_encoders.bert import BERT_SIZES
 from ofaseg.models.text_encoders.frozen import BertTexts, ClipTexts, TableTexts
@@ -25,7 +25,7 @@ class FrozenTowers(nn.Module):
     """The two towers: always in evaluation mode, without gradients, and absent from the state dict, which holds their sha256.
 
     Args:
-        image_tower: clip, or a model of timm.
+        image_tower: clip, or one that `build_image_tower` knows.
         text_tower: clip, table, or one of `BERT_SIZES`.
         sizes: of CLIP, where one of the towers is CLIP's (`ofaseg.models.clip_towers.ClipSizes`).
         text_embeddings: file of a table.
@@ -49,7 +49,7 @@ class FrozenTowers(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the same start in every process, and the run's random numbers stay what they are
             torch.manual_seed(START_SEED)
             clip = build_towers(sizes) if CLIP in (image_tower, text_tower) else None
-            self.image = ClipPatches(clip.visual) if image_tower == CLIP else TimmPatches(image_tower)
+            self.image = ClipPatches(clip.visual) if image_tower == CLIP else build_image_tower(image_tower)
             if text_tower == CLIP:
                 self.text: nn.Module = ClipTexts(clip)
             else:

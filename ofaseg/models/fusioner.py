@@ -15,6 +15,7 @@ from torch import Tensor
 from ofaseg.models import fusioner_state
 from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes
 from ofaseg.models.frozen_towers import CLIP, KINDS, FrozenTowers, ignore_missing_towers
+from ofaseg.models.image_encoders.frozen import NAMED
 from ofaseg.models.layers.joint_fusion import JointFusion
 from ofaseg.models.layers.upsampled_cosines import cosine_maps, upsampled_cosines
 from ofaseg.models.layers.upsampling_decoder import UpsamplingDecoder
@@ -29,9 +30,10 @@ PIXEL_STATISTICS = {
     "coco": ((0.4650, 0.4357, 0.3973), (0.1152, 0.1153, 0.1352)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 """Name -> mean and deviation of RGB in 0..1. The published runs use pascal and coco, the data set's own; their deviations are less
-than half of those that CLIP was trained with."""
+than half of those that CLIP was trained with. half brings photos to -1..1 (MobileNetV2)."""
 
 
 @dataclass
@@ -39,11 +41,12 @@ class FusionerConfig(ClipSizes):
     """Options of Fusioner; the defaults are `fusioner_vit_b16`."""
 
     image_tower: str = field(
-        default="clip", metadata={"help": "clip, or a model of timm: vit_base_patch16_224 (DINO, MoCo v3, MAE), mobilenetv2_100, ..."}
+        default="clip",
+        metadata={"help": f"clip, {', '.join(NAMED)}, or a model of timm: vit_base_patch16_224 (DINO, MoCo v3, MAE), mobilenetv2_100, ..."},
     )
     text_tower: str = field(default="clip", metadata={"help": f"clip, table (with --text-embeddings), {', '.join(BERT_SIZES)}"})
     clip_checkpoint: str = field(default="", metadata={"help": "file of CLIP, OpenAI's or open_clip's, for the towers that are clip"})
-    image_checkpoint: str = field(default="", metadata={"help": "file of the image tower's weights, where it is one of timm"})
+    image_checkpoint: str = field(default="", metadata={"help": "file of the image tower's weights, where it is not CLIP's"})
     text_checkpoint: str = field(default="", metadata={"help": "file of the text tower's weights, where it is a BERT"})
     text_embeddings: str = field(
         default="", metadata={"help": "names and their text vectors for the text tower 'table': .npz, .npy with .names.txt, .safetensors"}

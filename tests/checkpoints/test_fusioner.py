@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -224,6 +225,9 @@ def test_export_and_back(model, run, tmp_path):
     loaded, task = load_model(run, class_names=NAMES, overrides=FEW)
     cfg = {"model": options_of(loaded), "task": OmegaConf.to_container(task.cfg, enum_to_str=True) | {"_name": "dense_segmentation"}}
     export_safetensors(loaded, cfg, tmp_path / "exported.safetensors", task.vocabulary)
+    about = json.loads((tmp_path / "exported.json").read_text())
+    assert about["model"]["clip_checkpoint"] == "clip.safetensors"  # no place of this machine
+    shutil.copy(model.config.clip_checkpoint, tmp_path)
     again, its_task = load_model(tmp_path / "exported.safetensors")
     assert its_task.vocabulary.names == task.vocabulary.names
     assert torch.equal(predicted(again, its_task).class_logits, predicted(loaded, task).class_logits)
@@ -339,6 +343,26 @@ def test_files_of_timm(tmp_path, prefix, entry):
     wrong = build(image_tower="resnet10t", image_checkpoint=str(tmp_path / "vit.pt"), random_towers=True)
     with pytest.raises(CheckpointError, match=r"vit.pt: no weights of the tower .* missing.*Check image_tower"):
         load_towers(wrong)
+
+
+def test_mobilenet_of_arrays(real_data):
+    """Real weights with folded norms, at stride 16."""
+    path = str(real_data / "weights" / "mobilenet_v2_imagenet1001.npz")
+    model = build(image_tower="mobilenet_v2_stride16", image_checkpoint=path, pixel_statistics="half", random_towers=True).eval()
+    load_towers(model)
+    with np.load(path) as arrays:
+        assert torch.equal(model.towers.image.backbone.features[0][0].weight, torch.from_numpy(arrays["features.0.0.weight"]))
+    output = model.towers.image_tokens(model.normalised(torch.zeros(1, 3, 64, 96, dtype=torch.uint8)))
+    assert output[1] == (4, 6) and output[0].shape == (1, 24, 320)
+
+
+def test_damaged_arrays(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="x.npz: weights cannot be read"):
+        load_towers(build(image_tower="mobilenet_v2", image_checkpoint=str(tmp_path / "x.npz"), random_towers=True))
+    np.savez(tmp_path / "x.npz", a=np.ones(2))
+    with pytest.raises(CheckpointError, match="x.npz: no weights of the tower that was asked for; .*missing"):
+        load_towers(build(image_tower="mobilenet_v2", image_checkpoint=str(tmp_path / "x.npz"), random_towers=True))
 
 
 def test_files_of_bert(tmp_path):

@@ -8,7 +8,7 @@ from ofaseg.evaluation.corner_windows import corner_windows, published_stride, w
 
 @pytest.mark.parametrize(
     "height, width, count",
-    [(375, 500, 9), (480, 640, 12), (224, 224, 1), (100, 150, 1), (100, 300, 2), (225, 224, 2), (373, 224, 2), (374, 224, 3)],,
+    [(375, 500, 9), (480, 640, 12), (224, 224, 1), (100, 150, 1), (100, 300, 2), (225, 224, 2), (373, 224, 2), (374, 224, 3)],
 )
 def test_published_counts(height, width, count):
     """Digest, section 9: windows of 224, 149 apart."""

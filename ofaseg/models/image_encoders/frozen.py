@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofaseg.models.clip_towers import before_last_block, grid_of
+from ofaseg.models.image_encoders.mobilenet_v2 import MobileNetV2
 
 TRANSFORMERS = ("vision_transformer", "deit", "eva")
 """Modules of timm whose models have tokens on a grid of patches at any photo size."""
@@ -49,8 +50,9 @@ class TimmPatches(nn.Module):
         from timm.models import is_model_in_modules
 
         if not timm.is_model(name):
-            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
-            raise ValueError(f"image tower {name!r}: neither clip nor a model of timm{f' (similar: {close})' if close else ''}")
+            similar = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+            known = f"neither clip, {', '.join(NAMED)}, nor a model of timm"
+            raise ValueError(f"image tower {name!r}: {known}{f' (similar: {similar})' if similar else ''}")
         self.is_transformer = is_model_in_modules(name, TRANSFORMERS)
         options = dict(dynamic_img_size=True) if self.is_transformer else {}
         self.backbone = timm.create_model(name, pretrained=False, num_classes=0, **options)
@@ -65,6 +67,33 @@ class TimmPatches(nn.Module):
         # a convolutional network has no norm behind its last feature map
         maps = self.backbone.forward_intermediates(image, indices=1, norm=self.is_transformer, output_fmt="NCHW", intermediates_only=True)
         return unit_vectors(maps[-1].flatten(2).transpose(1, 2)), grid
+
+
+class MobileNetPatches(nn.Module):
+    """MobileNetV2 with folded norms; it wants photos in -1..1.
+
+    Args:
+        stride: pixels per cell, 32 or 16.
+    """
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.backbone = MobileNetV2(stride)
+        self.dim, self.stride = self.backbone.dim, stride
+
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Patches and grid as the module docstring says. Raises ValueError when a side is no multiple of the stride."""
+        grid = grid_of(image, self.stride)
+        return unit_vectors(self.backbone(image).flatten(2).transpose(1, 2)), grid
+
+
+NAMED = {"mobilenet_v2": lambda: MobileNetPatches(32), "mobilenet_v2_stride16": lambda: MobileNetPatches(16)}
+"""Image towers of our own; every other name is one of timm."""
+
+
+def build_image_tower(name: str) -> nn.Module:
+    """The tower of `NAMED`, or timm's model of that name, with weights at random. Raises ValueError for an unknown name."""
+    return NAMED[name]() if name in NAMED else TimmPatches(name)
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
