@@ -1,6 +1,6 @@
-"""Speed and memory of IFSeg and SimSeg, ours against plain versions of the published computation, on this machine.
+"""Speed and memory of IFSeg, SimSeg and Fusioner, ours against plain versions of the published computation, on this machine.
 
-    python tools/benchmark.py [--models nano,tiny,base | --full] [--cases step,supervised,evaluate,data,simseg] [--repeats N]
+    python tools/benchmark.py [--models nano,tiny,base | --full] [--cases step,supervised,evaluate,data,simseg,fusioner] [--repeats N]
 
 Every measurement runs in a fresh process. Times: both paths take turns in one process, after a check that they compute the
 same. Memory: one process per path. Both are repeated with the C library's allocator as it is and with settings that keep
@@ -35,7 +35,9 @@ CASE_NAMES = {
     "predict": "prediction of one photo",
 }
 
-CASE_GROUPS = ("step", "supervised", "evaluate", "data", "simseg")
+CASE_GROUPS = ("step", "supervised", "evaluate", "data", "simseg", "fusioner")
+METHODS = {"simseg": "SimSeg", "fusioner": "Fusioner"}
+"""Cases with a module `tools.benchmark_<case>` of their own -> what they are called."""
 
 INTRODUCTION = """# Benchmarks
 
@@ -144,15 +146,15 @@ def conditions(results: list[dict]) -> list[str]:
     ]
 
 
-def section(title: str, machine: str, command: str, results: list[dict], data: dict, simseg: Sequence[dict] = ()) -> str:
+def section(title: str, machine: str, command: str, results: list[dict], data: dict, rows: Sequence[dict] = ()) -> str:
     """The Markdown section of one run."""
     lines = [f"## {title}", "", f"- date: {datetime.date.today().isoformat()}", f"- machine: {machine}", f"- command: `{command}`"]
     if results:
         lines += [*conditions(results), "", *table(results)]
     if data:
         lines += benchmark_data.tables(data)
-    if simseg:
-        lines += ["", *benchmark_simseg.table(simseg)]
+    if rows:
+        lines += ["", *benchmark_simseg.table(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -204,10 +206,11 @@ def parse(argv=None) -> argparse.Namespace:
 
 def run_device(device: str, machine: str, args: argparse.Namespace, command: str) -> None:
     """Measures everything asked for on one device; its section is written anew after every result."""
-    cases = [case for case in args.cases if case not in ("data", "simseg")]
+    cases = [case for case in args.cases if case not in ("data", *METHODS)]
     cases = [part for case in cases for part in ((case, "predict") if case == "evaluate" else (case,))]
     allocators = args.allocators if device == "cpu" else ["default"]
-    with_data, with_simseg = ("data" in args.cases and device == "cpu"), ("simseg" in args.cases and device == "cpu")
+    with_data = "data" in args.cases and device == "cpu"
+    methods = [name for name in METHODS if name in args.cases and device == "cpu"]
     names = ", ".join([*(args.models if cases else []), *(["data"] if with_data else [])])
     title = f"{names} on {'the CPU' if device == 'cpu' else 'a GPU'}"
     results, data = [], {}
@@ -225,11 +228,11 @@ def run_device(device: str, machine: str, args: argparse.Namespace, command: str
         data.update(child("tools.benchmark_data", {"rows": args.rows, "repeats": args.repeats}, {"HF_HUB_OFFLINE": "1"}))
         print("\n".join(benchmark_data.tables(data)), flush=True)
         write()
-    if with_simseg:
-        rows = child("tools.benchmark_simseg", {"repeats": args.repeats}, {})
+    for name in methods:
+        rows = child(f"tools.benchmark_{name}", {"repeats": args.repeats}, {})
         print("\n".join(benchmark_simseg.table(rows)), flush=True)
-        write_section(Path(args.out), f"benchmark {device} simseg", section("SimSeg on the CPU", machine, command, [], {}, rows))
-    if names or with_simseg:
+        write_section(Path(args.out), f"benchmark {device} {name}", section(f"{METHODS[name]} on the CPU", machine, command, [], {}, rows))
+    if names or methods:
         print(f"written: {args.out}")
 
 

@@ -10,6 +10,7 @@ so that a map per class and four maps of products between neighbours say all tha
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 TINY = 1e-24
 """Least squared length: a feature of zeros has cosine 0."""
@@ -39,7 +40,7 @@ def upsampled_cosines(features: Tensor, classes: Tensor, size: tuple[int, int]) 
             _tap_weights(to, given, features.device) for to, given in zip(size, features.shape[2:])
         )
         products = (_unit(classes) @ features.flatten(2)).unflatten(2, features.shape[2:])  # (B, K, h, w)
-        norm, right, below, diagonal = _neighbour_products(features)
+        norm, right, below, diagonal = _NeighbourProducts.apply(features)
         squares = (down_squared @ norm + down_mixed @ below) @ across_squared.T
         squares = squares + (down_squared @ right + down_mixed @ diagonal) @ across_mixed.T
         return down @ products @ across.T * squares.clamp_min(TINY).rsqrt().unsqueeze(1)
@@ -62,14 +63,48 @@ def _tap_weights(size: int, source: int, device) -> tuple[Tensor, Tensor, Tensor
     return weights, squared, none.scatter(1, first, 2 * near * far)
 
 
-def _neighbour_products(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class _NeighbourProducts(torch.autograd.Function):
     """Of each feature (B, C, h, w), summed over channels, each (B, h, w): its square; its product with the right neighbour and with
     the one below; half the sum of both diagonal products of the 2x2 square that it begins. The last row and column stand again
-    beyond the border."""
-    norm = features.square().sum(1)
-    right = torch.cat([(features[..., :-1] * features[..., 1:]).sum(1), norm[..., -1:]], 2)
-    below = torch.cat([(features[:, :, :-1] * features[:, :, 1:]).sum(1), norm[:, -1:]], 1)
-    falling = (features[:, :, :-1, :-1] * features[:, :, 1:, 1:]).sum(1)
-    rising = (features[:, :, :-1, 1:] * features[:, :, 1:, :-1]).sum(1)
-    diagonal = torch.cat([0.5 * (falling + rising), below[:, :-1, -1:]], 2)
-    return norm, right, below, torch.cat([diagonal, right[:, -1:]], 1)
+    beyond the border.
+
+    A function of its own for its gradient, which torch would put together from a zero-padded copy per shifted view.
+    """
+
+    @staticmethod
+    def forward(ctx, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(features)
+        norm = _dot(features, features)
+        right = torch.cat([_dot(features[..., :-1], features[..., 1:]), norm[..., -1:]], 2)
+        below = torch.cat([_dot(features[:, :, :-1], features[:, :, 1:]), norm[:, -1:]], 1)
+        diagonals = _dot(features[:, :, :-1, :-1], features[:, :, 1:, 1:]) + _dot(features[:, :, :-1, 1:], features[:, :, 1:, :-1])
+        diagonals = torch.cat([0.5 * diagonals, below[:, :-1, -1:]], 2)
+        return norm, right, below, torch.cat([diagonals, right[:, -1:]], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, norm: Tensor, right: Tensor, below: Tensor, diagonal: Tensor) -> Tensor:
+        (features,) = ctx.saved_tensors
+        # what stands again beyond the border is a product that a cell inside has, too
+        right, below, norm = right.clone(), below.clone(), norm.clone()
+        right[:, -1] += diagonal[:, -1]
+        below[:, :-1, -1] += diagonal[:, :-1, -1]
+        norm[..., -1] += right[..., -1]
+        norm[:, -1] += below[:, -1]
+        right, below = right[..., :-1].unsqueeze(1), below[:, :-1].unsqueeze(1)
+        half = 0.5 * diagonal[:, :-1, :-1].unsqueeze(1)
+        gradient = features * (2 * norm).unsqueeze(1)
+        gradient[..., :-1].addcmul_(features[..., 1:], right)
+        gradient[..., 1:].addcmul_(features[..., :-1], right)
+        gradient[:, :, :-1].addcmul_(features[:, :, 1:], below)
+        gradient[:, :, 1:].addcmul_(features[:, :, :-1], below)
+        gradient[:, :, :-1, :-1].addcmul_(features[:, :, 1:, 1:], half)
+        gradient[:, :, 1:, 1:].addcmul_(features[:, :, :-1, :-1], half)
+        gradient[:, :, :-1, 1:].addcmul_(features[:, :, 1:, :-1], half)
+        gradient[:, :, 1:, :-1].addcmul_(features[:, :, :-1, 1:], half)
+        return gradient
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """(B, h, w) products over channels."""
+    return (one * other).sum(1)
