@@ -23,7 +23,7 @@ class DenseOutput(NamedTuple):
     """What a segmentation model returns from ``forward``.
 
     Attributes:
-        class_logits: (B, K, h, w) before softmax, on the patch grid.
+        class_logits: (B, K, h, w) before softmax, on the patch grid; Fusioner's, before a sigmoid, at any size.
         features: (B, F, h, w) features of the image encoder, for feature propagation; None for image-free batches.
         image_scores: (B, K) how much each class is in the whole photo, for methods that choose candidate classes; else None.
     """
