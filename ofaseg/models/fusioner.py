@@ -144,13 +144,20 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
 
     # -- passes ----------------------------------------------------------------------------------------------------
 
-    def forward(self, image: Tensor, text: Optional[Tensor] = None, size: Optional[tuple[int, int]] = None) -> DenseOutput:
+    def forward(
+        self,
+        image: Tensor,
+        text: Optional[Tensor] = None,
+        size: Optional[tuple[int, int]] = None,
+        class_ids: Optional[Tensor] = None,
+    ) -> DenseOutput:
         """Scores photos for a list of classes, which are judged together.
 
         Args:
             image: (B, 3, H, W) photos, uint8, or float already normalised; H and W multiples of `grid_stride`.
             text: (K, Dt) unit vectors of the classes, or (B, K, Dt) of each photo's own; None for `class_embeddings()`.
             size: (h, w) of the scores; None for (H, W).
+            class_ids: (B, K) the model's classes that each photo is asked about; None for all of them.
 
         Returns: class_logits (B, K, h, w) float32, cosine / temperature: above 0 is foreground; features (B, Dv, H / stride, W / stride)
             unit vectors of the image tower.
@@ -158,6 +165,8 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         Raises:
             ValueError: a side is no multiple of the patch, the towers have no weights yet, or the model has no classes.
         """
+        if class_ids is not None:
+            text = self.class_embeddings()[class_ids]
         tokens, grid = self.towers.image_tokens(self.normalised(image))
         return self.from_tokens(tokens, grid, text, size or tuple(image.shape[2:]))
 

@@ -106,11 +106,23 @@ def test_positions_are_those_of_a_model_of_that_size(nano):
     torch.testing.assert_close(other.towers.image_tokens(image)[0], nano.towers.image_tokens(image)[0], atol=1e-6, rtol=0)
 
 
+@torch.no_grad()
+def test_each_photo_is_asked_about_its_own_classes(nano):
+    """As a batch of pairs has it."""
+    image, ids = photos(16, 24), torch.tensor([[2, 0], [1, 2]])
+    found = nano(image=image, class_ids=ids).class_logits
+    for i in range(2):
+        expected = nano(image[i : i + 1], nano.class_embeddings()[ids[i]]).class_logits
+        torch.testing.assert_close(found[i : i + 1], expected, atol=1e-4, rtol=0)
+
+
 def test_compiles_without_graph_breaks(nano):
-    vectors = nano.class_embeddings()
+    vectors, ids = nano.class_embeddings(), torch.tensor([[2], [0]])
     compiled = torch.compile(nano.forward, backend="eager", fullgraph=True)
     image = photos(24, 32)
     torch.testing.assert_close(compiled(image, vectors).class_logits, nano(image, vectors).class_logits, atol=1e-4, rtol=0)
+    found = compiled(image, class_ids=ids).class_logits
+    torch.testing.assert_close(found, nano(image, class_ids=ids).class_logits, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
