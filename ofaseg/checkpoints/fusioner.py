@@ -17,11 +17,13 @@ from ofaseg.models.clip_state import PREFIX, to_ours, upgrade_official_state
 from ofaseg.models.frozen_towers import CLIP, NOT_CHECKED
 from ofaseg.models.fusioner_state import has_towers
 from ofaseg.models.image_encoders.mobilenet_v2 import arrays_state
+from ofaseg.models.simseg import ARCHITECTURES as SIMSEG
+from ofaseg.models.simseg_state import to_ours as simseg_entries
 from ofaseg.models.state import CheckpointError, check_entries
 
 logger = logging.getLogger(__name__)
 
-TASK_OPTIONS = dict(text_tokenizer="clip_bpe", templates="fusioner32", resize="square", zero_shot="dense")
+TASK_OPTIONS = dict(text_tokenizer="clip_bpe", templates="fusioner32", resize="square")
 """How published files are evaluated."""
 FILE_OPTIONS = {"image": "image_checkpoint", "text": "text_checkpoint"}
 """Tower -> the option that names its file, where it is not CLIP's (`clip_checkpoint`)."""
@@ -109,8 +111,22 @@ def _load_clip(model, file: str, kinds: tuple[str, ...]) -> None:
     logger.info("%s: weights of the frozen %s", file, " and ".join(f"{kind} tower" for kind in kinds))
 
 
+def _load_simseg(model, kind: str, file: str) -> None:
+    """A tower of SimSeg out of a checkpoint of it, published or ours."""
+    given, own = simseg_entries(load_state(file)["model"]), getattr(model.towers, kind).state_dict()
+    weights = {key: given[key] for key in own if key in given}
+    try:
+        check_entries(weights, own, FOREIGN, f"Check {kind}_tower and the vocabulary, or give the file of this model")
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    model.towers.fill(kind, weights)
+    logger.info("%s: weights of the frozen %s tower, SimSeg's", file, kind)
+
+
 def _load_other(model, kind: str, file: str) -> None:
-    """A tower of timm, or BERT, out of a file that may hold more (a head, a decoder, a pooler)."""
+    """A tower of timm, BERT or SimSeg out of a file that may hold more (a head, a decoder, a pooler)."""
+    if getattr(model.config, f"{kind}_tower") in SIMSEG:
+        return _load_simseg(model, kind, file)
     given = _arrays(file) if file.endswith(".npz") else {_modern(key): value for key, value in load_state(file)["model"].items()}
     own = getattr(model.towers, kind).state_dict()
     inner = {key: key.split(".", 1)[1] for key in own} if kind == "image" else {key: key.removeprefix("tokens.bert.") for key in own}

@@ -26,7 +26,8 @@ from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TASKS = {"segofa": "seq2seq_segmentation"} | dict.fromkeys(("simseg", "clip_dense", "fusioner"), "dense_segmentation")
+DEFAULT_TASKS = {"segofa": "seq2seq_segmentation"} | dict.fromkeys(("simseg", "clip_dense"), "dense_segmentation")
+DEFAULT_TASKS["fusioner"] = "fusion_segmentation"
 """Registered model -> the task that segments with it."""
 NO_CLASSES = "none"
 """Stands for the class list where there is none: a task has at least one class."""
@@ -108,7 +109,8 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
     names_made_rows = not any(model_config.get(key) for key in ("train_class_embedding", "random_class_embeddings", "untie_seg_projection"))
     same_classes = recorded.names == task.vocabulary.names if recorded is not None else not names_made_rows
     same_classes = same_classes and not is_pretraining(state) and "subclasses" not in overrides
-    model = task.build_model(_with_parent({"model": {**model_config, "_name": model_name}}).model)
+    parent = _with_parent({"model": {**model_config, "_name": model_name}})
+    model = task.build_model(parent.model, from_checkpoint=True)  # start weights and towers come from this file's side
     weights = state["model"]
     if state["ema"] and not is_official_configuration(state["cfg"] or {}):
         logger.info("%s: using the averaged weights, as validation did", path)

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from ofaseg.models.clip_towers import build_towers
 from ofaseg.models.image_encoders.frozen import ClipPatches, build_image_tower
+from ofaseg.models.simseg import ARCHITECTURES as SIMSEG
+from ofaseg.models.simseg import architecture_config as simseg_config
+from ofaseg.models.simseg_towers import SimSegPatches, SimSegTexts
 from ofaseg.models.state import CheckpointError
 from ofaseg.models.text_encoders.bert import BERT_SIZES
 from ofaseg.models.text_encoders.frozen import BertTexts, ClipTexts, TableTexts
@@ -16,6 +19,8 @@ from ofaseg.models.text_encoders.text_table import TextTable
 
 CLIP, TABLE = "clip", "table"
 KINDS = ("image", "text")
+TEXT_TOWERS = (CLIP, TABLE, *BERT_SIZES, *SIMSEG)
+"""What a text tower may be; the last ones are architectures of SimSeg."""
 NOT_CHECKED = bytes(32)
 """In place of a sha256: a table of text vectors, which changes with the class list."""
 START_SEED = 20210
@@ -25,11 +30,11 @@ class FrozenTowers(nn.Module):
     """The two towers: always in evaluation mode, without gradients, and absent from the state dict, which holds their sha256.
 
     Args:
-        image_tower: clip, or one that `build_image_tower` knows.
-        text_tower: clip, table, or one of `BERT_SIZES`.
+        image_tower: clip, an architecture of SimSeg, or one that `build_image_tower` knows.
+        text_tower: one of `TEXT_TOWERS`.
         sizes: of CLIP, where one of the towers is CLIP's (`ofaseg.models.clip_towers.ClipSizes`).
         text_embeddings: file of a table.
-        bert_vocab_size: rows of BERT's word embedding, 0 for the named size.
+        bert_vocab_size: rows of BERT's word embedding (SimSeg has one, too), 0 for the named size.
         bf16: compute in bfloat16 (autocast); unit vectors come out in float32 all the same.
 
     Attributes:
@@ -42,18 +47,15 @@ class FrozenTowers(nn.Module):
 
     def __init__(self, image_tower: str, text_tower: str, sizes, text_embeddings: str = "", bert_vocab_size: int = 0, bf16: bool = False):
         super().__init__()
-        if text_tower not in (CLIP, TABLE, *BERT_SIZES):
-            raise ValueError(f"unknown text tower {text_tower!r}; known: {', '.join((CLIP, TABLE, *BERT_SIZES))}")
+        if text_tower not in TEXT_TOWERS:
+            raise ValueError(f"unknown text tower {text_tower!r}; known: {', '.join(TEXT_TOWERS)}")
         self.bf16 = bf16
         self.table: Optional[TextTable] = TextTable.read(text_embeddings) if text_tower == TABLE else None
         with torch.random.fork_rng(devices=[]):  # the same start in every process, and the run's random numbers stay what they are
             torch.manual_seed(START_SEED)
             clip = build_towers(sizes) if CLIP in (image_tower, text_tower) else None
-            self.image = ClipPatches(clip.visual) if image_tower == CLIP else build_image_tower(image_tower)
-            if text_tower == CLIP:
-                self.text: nn.Module = ClipTexts(clip)
-            else:
-                self.text = BertTexts(text_tower, bert_vocab_size) if self.table is None else TableTexts(self.table)
+            self.image = _image_tower(image_tower, clip)
+            self.text = _text_tower(text_tower, clip, self.table, bert_vocab_size)
         self.digests: dict[str, bytes] = {} if self.table is None else {"text": NOT_CHECKED}
         self.requires_grad_(False)
         self.eval()
@@ -132,6 +134,20 @@ class FrozenTowers(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
         """The sha256 are compared before loading (`Fusioner.upgrade_state`); there is nothing to load."""
+
+
+def _image_tower(name: str, clip: Optional[nn.Module]) -> nn.Module:
+    if name == CLIP:
+        return ClipPatches(clip.visual)
+    return SimSegPatches(simseg_config(name)) if name in SIMSEG else build_image_tower(name)
+
+
+def _text_tower(name: str, clip: Optional[nn.Module], table: Optional[TextTable], vocab_size: int) -> nn.Module:
+    if name == CLIP:
+        return ClipTexts(clip)
+    if name in SIMSEG:
+        return SimSegTexts(simseg_config(name), vocab_size)
+    return BertTexts(name, vocab_size) if table is None else TableTexts(table)
 
 
 def ignore_missing_towers(prefix: str):

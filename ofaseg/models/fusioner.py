@@ -14,14 +14,13 @@ from torch import Tensor
 
 from ofaseg.models import fusioner_state
 from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes
-from ofaseg.models.frozen_towers import CLIP, KINDS, FrozenTowers, ignore_missing_towers
+from ofaseg.models.frozen_towers import CLIP, KINDS, TABLE, TEXT_TOWERS, FrozenTowers, ignore_missing_towers
 from ofaseg.models.image_encoders.frozen import NAMED
 from ofaseg.models.layers.joint_fusion import JointFusion
 from ofaseg.models.layers.upsampled_cosines import cosine_maps, upsampled_cosines
 from ofaseg.models.layers.upsampling_decoder import UpsamplingDecoder
 from ofaseg.models.prompted_segmenter import PromptedSegmenter
 from ofaseg.models.state import StateUpgrade
-from ofaseg.models.text_encoders.bert import BERT_SIZES
 from ofaseg.models.text_encoders.text_table import NameTokenizer
 from ofaseg.structures import DenseOutput
 
@@ -44,7 +43,7 @@ class FusionerConfig(ClipSizes):
         default="clip",
         metadata={"help": f"clip, {', '.join(NAMED)}, or a model of timm: vit_base_patch16_224 (DINO, MoCo v3, MAE), mobilenetv2_100, ..."},
     )
-    text_tower: str = field(default="clip", metadata={"help": f"clip, table (with --text-embeddings), {', '.join(BERT_SIZES)}"})
+    text_tower: str = field(default="clip", metadata={"help": f"{', '.join(TEXT_TOWERS)}; table with --text-embeddings"})
     clip_checkpoint: str = field(default="", metadata={"help": "file of CLIP, OpenAI's or open_clip's, for the towers that are clip"})
     image_checkpoint: str = field(default="", metadata={"help": "file of the image tower's weights, where it is not CLIP's"})
     text_checkpoint: str = field(default="", metadata={"help": "file of the text tower's weights, where it is a BERT"})
@@ -52,7 +51,7 @@ class FusionerConfig(ClipSizes):
         default="", metadata={"help": "names and their text vectors for the text tower 'table': .npz, .npy with .names.txt, .safetensors"}
     )
     random_towers: bool = field(default=False, metadata={"help": "leave towers without a file at random weights: for tests and benchmarks"})
-    bert_vocab_size: int = field(default=0, metadata={"help": "rows of BERT's word embedding (0: the named size's)"})
+    bert_vocab_size: int = field(default=0, metadata={"help": "rows of BERT's word embedding (0: the tokenizer's)"})
     tower_precision: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "what the towers compute in: none is float32"})
     pixel_statistics: str = field(
         default="pascal", metadata={"help": f"mean and deviation that photos are normalised with: {', '.join(PIXEL_STATISTICS)}"}
@@ -134,6 +133,8 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         Raises:
             ValueError: the tokenizer has other ids than the text tower.
         """
+        if not cfg.bert_vocab_size and cfg.text_tower not in (CLIP, TABLE):
+            cfg.bert_vocab_size = len(task.text_tokenizer)
         model = cls(cfg, task.class_prompts, task.text_tokenizer.pad)
         if len(task.text_tokenizer) != model.towers.text.vocab_size:
             raise ValueError(

@@ -1,0 +1,251 @@
+"""Task of models that fuse frozen towers: binary segmentation of (photo, class) pairs, base classes in training, novel ones in tests."""
+
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Optional
+
+import torch
+from fairseq.dataclass import ChoiceEnum
+from fairseq.logging import metrics
+from fairseq.tasks import register_task
+from torch import Tensor
+
+from ofaseg.data.class_pairs import PAIR_SOURCES, TEST_SUBSETS, PairChoice, choose_pairs
+from ofaseg.data.few_shot_transforms import FewShotEvaluation, FewShotTraining
+from ofaseg.data.folds import BACKGROUND_NAMES, BENCHMARKS, ClassSplit, fold_split, own_split
+from ofaseg.data.pair_view_dataset import PairViewDataset
+from ofaseg.data.present_classes import present_classes
+from ofaseg.evaluation.corner_windows import corner_windows, published_stride
+from ofaseg.evaluation.few_shot import NUM_COUNTS, PROTOCOLS, few_shot_scores, pair_counts
+from ofaseg.evaluation.postprocess import PostProcess
+from ofaseg.models.text_encoders.text_table import NameTokenizer, TextTable
+from ofaseg.structures import DenseOutput, unwrap
+from ofaseg.vocabulary import parse_class_names
+from user_tasks.dense_segmentation import DenseSegmentationConfig, DenseSegmentationTask
+
+NO_BENCHMARK = "none"
+SCORES = ("mIoU", "FB_IoU")
+OFFICIAL_CROP_SCALE = 0.5
+
+
+@dataclass
+class FusionSegmentationConfig(DenseSegmentationConfig):
+    patch_image_size: int = field(default=224, metadata={"help": "side in pixels of training crops, of test photos and of windows"})
+    text_tokenizer: ChoiceEnum(["wordpiece", "clip_bpe", "table"]) = field(
+        default="clip_bpe", metadata={"help": "how texts are cut: clip_bpe (CLIP), wordpiece (BERT), table (with --text-embeddings)"}
+    )
+    text_embeddings: str = field(default="", metadata={"help": "names and their text vectors, for the text tower 'table'"})
+    text_length: int = field(default=77, metadata={"help": "longest prompt in tokens, with both ends"})
+    templates: str = field(
+        default="fusioner32", metadata={"help": "sentences around class names: fusioner32, imagenet80, name, or a text file"}
+    )
+    benchmark: ChoiceEnum([NO_BENCHMARK, *BENCHMARKS]) = field(
+        default=NO_BENCHMARK, metadata={"help": "whose folds say which classes are held out; none: --novel-classes, or those of the shards"}
+    )
+    fold: int = field(default=0, metadata={"help": "fold of the benchmark, 0..3"})
+    novel_classes: str = field(default="", metadata={"help": "names of the classes held out: a file or a comma-separated list"})
+    pairs: ChoiceEnum(PAIR_SOURCES) = field(
+        default="masks", metadata={"help": "which (photo, class) pairs: masks (all that the label maps show), official, hsnet, list"}
+    )
+    pair_lists: str = field(default="", metadata={"help": "folder of the published lists, or the file of one's own list"})
+    test_subset: ChoiceEnum(TEST_SUBSETS) = field(
+        default="all", metadata={"help": "which test pairs count: all, first1000 (published on COCO-20i), hsnet1000, lseg1000"}
+    )
+    protocol: ChoiceEnum(PROTOCOLS) = field(default="fusioner", metadata={"help": "what mIoU and FB-IoU leave out: fusioner or hsnet"})
+    test_with_org_resolution: bool = field(
+        default=False, metadata={"help": "test at the photos' own size, by sliding windows, instead of squares"}
+    )
+    num_present: int = field(default=1, metadata={"help": "classes of a training sample that its photo shows (published: 1)"})
+    num_absent: int = field(default=0, metadata={"help": "classes of a training sample that its photo does not show (published: 0)"})
+    aug_prob: float = field(default=0.5, metadata={"help": "probability of augmentation (published: 0.5)"})
+    smallest_crop: float = field(default=OFFICIAL_CROP_SCALE, metadata={"help": "least share of a photo's area in a training crop"})
+    ignore_borders: bool = field(default=False, metadata={"help": "borders that warping uncovers have no label (published: not the class)"})
+
+
+@register_task("fusion_segmentation", dataclass=FusionSegmentationConfig)
+class FusionSegmentationTask(DenseSegmentationTask):
+    """Trains and tests on pairs (Fusioner, sections 3 and 4); evaluates and predicts several classes at once, too.
+
+    A class called background has no text: where the others' probabilities stay at or below one half, it wins.
+    """
+
+    def build_text_tokenizer(self, cfg):
+        """The one that `text_tokenizer` names; a table has the names alone, so templates are put aside.
+
+        Raises:
+            CheckpointError: the table cannot be read.
+        """
+        if str(cfg.text_tokenizer) == "table":
+            cfg.templates, cfg.text_length = "name", 1
+            return NameTokenizer(TextTable.read(cfg.text_embeddings))
+        return super().build_text_tokenizer(cfg)
+
+    def set_up_prompts(self, cfg, names) -> None:
+        self.text_tokenizer = self.build_text_tokenizer(cfg)  # may change the templates
+        super().set_up_prompts(cfg, names)
+
+    def prompts_of(self, names, templates=()) -> list:
+        """As `PromptedClasses.prompts_of`; background has a prompt too, which nothing reads: with a table that of the first other name."""
+        if str(self.cfg.text_tokenizer) == "table":
+            real = [name for name in names if name.lower() not in BACKGROUND_NAMES]
+            names = [real[0] if real and name.lower() in BACKGROUND_NAMES else name for name in names]
+        return super().prompts_of(names, templates)
+
+    def _settings(self) -> None:
+        """Classes are never chosen by whole photos."""
+        return None
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        """Builds the model and reads its towers' files, unless a checkpoint brings them.
+
+        Raises:
+            CheckpointError: a tower without a file, or one that does not fit.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        if not from_checkpoint:
+            from ofaseg.checkpoints.fusioner import load_towers  # checkpoints know tasks, so tasks import them late
+
+            load_towers(model)
+        return model
+
+    # ---- data ----
+
+    @cached_property
+    def split(self) -> ClassSplit:
+        """Base and novel classes; without any held out, all classes are both.
+
+        Raises:
+            FoldError: the fold or a name does not exist, or the vocabulary is not the benchmark's.
+        """
+        cfg = self.cfg
+        if str(cfg.benchmark) != NO_BENCHMARK:
+            return fold_split(self.vocabulary, str(cfg.benchmark), cfg.fold)
+        if cfg.novel_classes or any(self.vocabulary.novel):
+            return own_split(self.vocabulary, parse_class_names(cfg.novel_classes) if cfg.novel_classes else ())
+        everything = tuple(self.objects)
+        return ClassSplit(everything, everything)
+
+    @property
+    def objects(self) -> list[int]:
+        """Ids of the classes that have a text: all but background."""
+        return [k for k, name in enumerate(self.vocabulary.names) if name.lower() not in BACKGROUND_NAMES]
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
+        self.datasets[split] = self.pair_dataset(split, training=split == "train")
+
+    def pair_dataset(self, split: str, training: bool, base: bool = False) -> PairViewDataset:
+        """Pairs of base classes for training (augmented, shuffled), or of novel ones for tests (in order), or of `base` ones.
+
+        Raises:
+            FoldError, ShardError: see `choose_pairs`.
+        """
+        cfg, reader = self.cfg, self.reader(split)
+        benchmark = "" if str(cfg.benchmark) == NO_BENCHMARK else str(cfg.benchmark)
+        subset = "all" if training else str(cfg.test_subset)
+        choice = PairChoice(str(cfg.pairs), benchmark, cfg.fold, cfg.pair_lists, subset, skip_bad=str(cfg.on_bad_sample) == "skip")
+        present = present_classes(reader, self.vocabulary)
+        pairs = choose_pairs(present, self.vocabulary, self.split, choice, training or base)
+        testing = FewShotEvaluation(None if cfg.test_with_org_resolution else cfg.patch_image_size)
+        crops = dict(size=cfg.patch_image_size, scale=(cfg.smallest_crop, 1.0), ignore_borders=cfg.ignore_borders)
+        return PairViewDataset(
+            reader,
+            self.vocabulary,
+            pairs,
+            FewShotTraining.of_benchmark(benchmark, probability=cfg.aug_prob, **crops) if training else testing,
+            training,
+            seed=cfg.seed,
+            on_bad_sample=str(cfg.on_bad_sample),
+            batch_size_key=testing.output_size,
+            num_present=cfg.num_present if training else 1,
+            num_absent=cfg.num_absent if training else 0,
+            classes=self.split.base,
+            present=present,
+        )
+
+    # ---- steps ----
+
+    def valid_step(self, sample, model, criterion, ema_model=None):
+        model = unwrap(ema_model if ema_model is not None else model)
+        model.eval()
+        device = next(model.parameters()).device
+        if not sample["nsentences"]:
+            log = {"loss": torch.zeros((), device=device), "sample_size": 0, "ntokens": 0, "nsentences": 0}
+            return log["loss"], 0, log | {"_pairs": self._no_counts(device), "_bad_rows": len(sample.get("bad_rows", ()))}
+        logits = self.pair_logits(model, sample)
+        loss, sample_size, log = criterion.loss(logits, sample["target"])
+        log["_pairs"] = self.counts_of_pairs(logits, sample).flatten()
+        log["_bad_rows"] = len(sample.get("bad_rows", ()))
+        return loss, sample_size, log
+
+    def _no_counts(self, device) -> Tensor:
+        return torch.zeros(NUM_COUNTS * len(self.vocabulary), dtype=torch.long, device=device)
+
+    @torch.no_grad()
+    def pair_logits(self, model, sample: dict) -> Tensor:
+        """(B, K, h, w) float32 at the size of the batch's photos: above 0 is the class; photos of their own size go through in windows."""
+        device = next(model.parameters()).device
+        image, class_ids = (sample["net_input"][key].to(device, non_blocking=True) for key in ("image", "class_ids"))
+        with self.autocast(device):
+            if not self.cfg.test_with_org_resolution:
+                return model.predict(image=image, class_ids=class_ids).class_logits
+            texts = model.class_embeddings()[class_ids]
+            return torch.stack([self._windows(model, photo, text) for photo, text in zip(model.normalised(image), texts)])
+
+    def counts_of_pairs(self, logits: Tensor, sample: dict) -> Tensor:
+        """(6, C) counts of `few_shot.pair_counts` from logits at the size of the targets."""
+        target, class_ids = (sample[key] if key == "target" else sample["net_input"][key] for key in ("target", "class_ids"))
+        return pair_counts(logits > 0, target.to(logits.device), class_ids.to(logits.device), len(self.vocabulary), str(self.cfg.protocol))
+
+    def reduce_metrics(self, logging_outputs, criterion) -> None:
+        super().reduce_metrics(logging_outputs, criterion)
+        sums = [log["_pairs"] for log in logging_outputs if "_pairs" in log]
+        if sums:
+            metrics.log_scalar_sum("_pairs", sum(sums).to("cpu", torch.double))
+            for name in SCORES:
+                metrics.log_derived(name, partial(self._score, name))
+
+    def _score(self, name: str, meters) -> float:
+        """A score over all pairs of a validation, from the counts that fairseq sums."""
+        counts = torch.as_tensor(meters["_pairs"].sum).reshape(NUM_COUNTS, -1).long()
+        return round(few_shot_scores(counts, self.split.novel, str(self.cfg.protocol))[name], 6)
+
+    # ---- several classes at once ----
+
+    def evaluation_transform(self, sample: dict, rng=None) -> dict:
+        if self.cfg.test_with_org_resolution:
+            return {"image": sample["image"]}
+        return super().evaluation_transform(sample, rng)
+
+    def evaluation_size(self, height: int, width: int) -> tuple[int, int]:
+        return (height, width) if self.cfg.test_with_org_resolution else super().evaluation_size(height, width)
+
+    def post_process(self, **changes) -> PostProcess:
+        windows = dict(window=self.cfg.patch_image_size) if self.cfg.test_with_org_resolution and not self.cfg.window else {}
+        return super().post_process(**(windows | changes))
+
+    def _output(self, model, net_input: dict, post: PostProcess) -> DenseOutput:
+        """Class logits (B, C, H, W) of photos; that of background is 0, a probability of one half.
+
+        Raises:
+            ValueError: more than one scale, which windows of fixed size do not know.
+        """
+        if post.scales != (1.0,):
+            raise ValueError("fusion_segmentation reads photos at one scale; leave scales out")
+        text = model.class_embeddings()[self.objects]
+        if post.window:
+            photos = model.normalised(net_input[self.image_key])
+            output = DenseOutput(torch.stack([self._windows(model, photo, text, post) for photo in photos]))
+        else:
+            output = model.predict(**net_input, text=text)
+        if len(self.objects) == len(self.vocabulary):
+            return output
+        logits = output.class_logits
+        whole = logits.new_zeros(len(logits), len(self.vocabulary), *logits.shape[2:])
+        whole[:, self.objects] = logits
+        return output._replace(class_logits=whole)
+
+    def _windows(self, model, photo: Tensor, text: Tensor, post: Optional[PostProcess] = None) -> Tensor:
+        """(K, H, W) logits of one normalised photo (3, H, W) by the published windows."""
+        window = post.window if post is not None else self.cfg.patch_image_size
+        stride = post.window_stride if post is not None and post.window_stride else published_stride(window)
+        return corner_windows(lambda parts: model.predict(image=parts, text=text).class_logits, photo, window, stride)
