@@ -1,4 +1,4 @@
-"""The console command `ofaseg`: evaluate, retrieval, probe, predict, report, doctor, browse, subclasses."""
+"""The console command `ofaseg`: evaluate, retrieval, probe, fewshot, predict, report, doctor, browse, subclasses."""
 
 import argparse
 import importlib
@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "scores of a checkpoint on a split of shards",
     "retrieval": "scores of a dual encoder finding captions of photos and photos of captions",
     "probe": "a linear classifier on a frozen image tower",
+    "fewshot": "scores of held-out classes, one class at a time: folds of PASCAL-5i and COCO-20i, and of your own",
     "predict": "segment photos into named classes, or draw where phrases are",
     "doctor": "faults of data, class lists, checkpoints and configurations, before they cost a run",
     "report": "one HTML page from evaluations and training logs",
