@@ -28,7 +28,7 @@ SCRIPTS = sorted(path for path in ROOT.glob("run_scripts/*/*.sh") if path.name !
 OWN_FOLDER = ROOT / "run_scripts" / "ifseg" / "own_folder.sh"
 MEASURING = {f"simseg/{name}.sh" for name in ("voc", "context", "coco_object", "retrieval_flickr30k", "retrieval_coco")}
 MEASURING |= {f"llm_supervision/{name}.sh" for name in ("voc", "context", "coco_object", "shapes")}
-INPUTS = ("BERT_VOCAB", "CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA", "FOLDER")
+INPUTS = ("CLIP", "MOBILENET", "TEXTS", "SIMSEG", "BERT_VOCAB", "CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA", "FOLDER")
 
 
 def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> list[list[str]]:
@@ -119,6 +119,35 @@ def test_every_fusion_rule_is_measured_beside_none(tmp_path):
     assert rows == set(itertools.product(("a.pt", "b.pt"), ("none", "dense_crf"), ("plain", *RULES))) and len(found) == 25
     assert all(bool(args.subclasses) == bool(args.fusion) for args in found[:-1])
     assert len(found[-1].result) == 12 and found[-1].result[1] == f"softmax, none={tmp_path / 'out'}/seed*/none/softmax"
+
+
+FUSIONER = ROOT / "run_scripts" / "fusioner"
+
+
+@pytest.mark.parametrize("name, statistics, subset", [("pascal", "pascal", "all"), ("coco", "coco", "first1000")])
+@pytest.mark.parametrize("gpus", [0, 4])
+def test_a_fold_is_trained_as_published_and_tested(name, statistics, subset, gpus, tmp_path):
+    for file in ("val-00000-of-00001.parquet", "vocabulary.json"):
+        (tmp_path / file).write_bytes(b"")
+    train, test = dry_run(FUSIONER / f"{name}.sh", tmp_path, "3", DATA=str(tmp_path), NGPU=str(gpus), PAIR_LISTS=str(tmp_path / "lists"))
+    found = training_arguments(train)
+    assert (found.benchmark, found.fold, found.test_subset, found.pixel_statistics) == (
+        f"{name}{'5i' if name == 'pascal' else '20i'}",
+        3,
+        subset,
+        statistics,
+    )
+    assert max(gpus, 1) * found.batch_size == 32 and found.max_epoch == 510 and found.arch == "fusioner_vit_l14"
+    assert (found.lr, found.decoder_lr, found.min_lr, found.warmup_epochs) == ([1e-3], 1e-3, 2e-6, 10)
+    assert (found.scheduled_weight_decay, found.final_weight_decay, found.aug_prob) == (0.01, 0.4, 0.5)
+    assert (found.pairs, found.pair_lists) == ("official", str(tmp_path / "lists")) and found.templates == "fusioner32"
+    args = build_parser().parse_args(test[5:] if gpus else test[1:])
+    assert args.checkpoint == str(tmp_path / "out" / "checkpoint_last.pt") and args.split == "val"
+
+
+def test_folds_do_not_share_their_results(tmp_path):
+    outs = [training_arguments(dry_run(FUSIONER / "coco.sh", tmp_path, fold, OUT="", DATA=str(tmp_path))[-2]).save_dir for fold in "02"]
+    assert outs == [str(tmp_path / "outputs" / f"fusioner_coco-fold{fold}") for fold in "02"]
 
 
 def test_retrieval_reads_shards_or_the_official_file(tmp_path):
