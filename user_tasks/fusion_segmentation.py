@@ -20,8 +20,9 @@ from ofaseg.evaluation.few_shot import NUM_COUNTS, PROTOCOLS, few_shot_scores, p
 from ofaseg.evaluation.postprocess import PostProcess
 from ofaseg.models.text_encoders.text_table import NameTokenizer, TextTable
 from ofaseg.structures import DenseOutput, unwrap
-from ofaseg.vocabulary import parse_class_names
+from ofaseg.vocabulary import ClassVocabulary, parse_class_names
 from user_tasks.dense_segmentation import DenseSegmentationConfig, DenseSegmentationTask
+from user_tasks.feature_cache import FeatureCache
 
 NO_BENCHMARK = "none"
 SCORES = ("mIoU", "FB_IoU")
@@ -59,6 +60,9 @@ class FusionSegmentationConfig(DenseSegmentationConfig):
     num_absent: int = field(default=0, metadata={"help": "classes of a training sample that its photo does not show (published: 0)"})
     aug_prob: float = field(default=0.5, metadata={"help": "probability of augmentation (published: 0.5)"})
     smallest_crop: float = field(default=OFFICIAL_CROP_SCALE, metadata={"help": "least share of a photo's area in a training crop"})
+    cache_features: int = field(
+        default=0, metadata={"help": "photos whose image features are kept in memory: in validation, and in training without augmentation"}
+    )
     ignore_borders: bool = field(default=False, metadata={"help": "borders that warping uncovers have no label (published: not the class)"})
 
 
@@ -68,6 +72,10 @@ class FusionSegmentationTask(DenseSegmentationTask):
 
     A class called background has no text: where the others' probabilities stay at or below one half, it wins.
     """
+
+    def __init__(self, cfg: FusionSegmentationConfig, vocabulary: ClassVocabulary):
+        super().__init__(cfg, vocabulary)
+        self.features = FeatureCache(cfg.cache_features)
 
     def build_text_tokenizer(self, cfg):
         """The one that `text_tokenizer` names; a table has the names alone, so templates are put aside.
@@ -147,11 +155,15 @@ class FusionSegmentationTask(DenseSegmentationTask):
         pairs = choose_pairs(present, self.vocabulary, self.split, choice, training or base)
         testing = FewShotEvaluation(None if cfg.test_with_org_resolution else cfg.patch_image_size)
         crops = dict(size=cfg.patch_image_size, scale=(cfg.smallest_crop, 1.0), ignore_borders=cfg.ignore_borders)
+        if training and not cfg.no_photo_augmentation:
+            transform = FewShotTraining.of_benchmark(benchmark, probability=cfg.aug_prob, **crops)
+        else:
+            transform = FewShotEvaluation(cfg.patch_image_size) if training else testing
         return PairViewDataset(
             reader,
             self.vocabulary,
             pairs,
-            FewShotTraining.of_benchmark(benchmark, probability=cfg.aug_prob, **crops) if training else testing,
+            transform,
             training,
             seed=cfg.seed,
             on_bad_sample=str(cfg.on_bad_sample),
@@ -163,6 +175,27 @@ class FusionSegmentationTask(DenseSegmentationTask):
         )
 
     # ---- steps ----
+
+    def with_features(self, model, sample: dict) -> dict:
+        """The batch with what the image tower says of its photos, from memory where it was asked before."""
+
+        def encode(images: Tensor) -> Tensor:
+            with self.autocast(device):
+                return model.image_tokens(images.to(device))[0]
+
+        model, device = unwrap(model), next(model.parameters()).device
+        tokens = self.features.tokens(sample["net_input"]["image"].cpu(), encode)
+        return sample | {"net_input": sample["net_input"] | {"tokens": tokens.to(device)}}
+
+    def training_inputs(self, model, sample: dict) -> dict:
+        """The batch of a training step, with kept features where photos do not change."""
+        keep = self.cfg.cache_features and self.cfg.no_photo_augmentation
+        return self.with_features(model, sample) if keep else sample
+
+    def train_step(self, sample, model, *args, **kwargs):
+        if kwargs.get("ignore_grad") and "target" not in sample:
+            sample = self._first_training_batch(sample["id"].device)  # see SegmentationTask.train_step
+        return super().train_step(self.training_inputs(model, sample), model, *args, **kwargs)
 
     def valid_step(self, sample, model, criterion, ema_model=None):
         model = unwrap(ema_model if ema_model is not None else model)
@@ -184,10 +217,14 @@ class FusionSegmentationTask(DenseSegmentationTask):
     def pair_logits(self, model, sample: dict) -> Tensor:
         """(B, K, h, w) float32 at the size of the batch's photos: above 0 is the class; photos of their own size go through in windows."""
         device = next(model.parameters()).device
-        image, class_ids = (sample["net_input"][key].to(device, non_blocking=True) for key in ("image", "class_ids"))
+        windows = self.cfg.test_with_org_resolution
+        if self.cfg.cache_features and not windows:
+            sample = self.with_features(model, sample)
+        inputs = {key: value.to(device, non_blocking=True) for key, value in sample["net_input"].items()}
+        image, class_ids = inputs["image"], inputs["class_ids"]
         with self.autocast(device):
-            if not self.cfg.test_with_org_resolution:
-                return model.predict(image=image, class_ids=class_ids).class_logits
+            if not windows:
+                return model.predict(**inputs).class_logits
             texts = model.class_embeddings()[class_ids]
             return torch.stack([self._windows(model, photo, text) for photo, text in zip(model.normalised(image), texts)])
 

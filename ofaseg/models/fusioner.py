@@ -151,6 +151,7 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         text: Optional[Tensor] = None,
         size: Optional[tuple[int, int]] = None,
         class_ids: Optional[Tensor] = None,
+        tokens: Optional[Tensor] = None,
     ) -> DenseOutput:
         """Scores photos for a list of classes, which are judged together.
 
@@ -159,6 +160,7 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
             text: (K, Dt) unit vectors of the classes, or (B, K, Dt) of each photo's own; None for `class_embeddings()`.
             size: (h, w) of the scores; None for (H, W).
             class_ids: (B, K) the model's classes that each photo is asked about; None for all of them.
+            tokens: (B, H / stride * W / stride, Dv) what the image tower said of these photos before; None to ask it.
 
         Returns: class_logits (B, K, h, w) float32, cosine / temperature: above 0 is foreground; features (B, Dv, H / stride, W / stride)
             unit vectors of the image tower.
@@ -168,8 +170,14 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         """
         if class_ids is not None:
             text = self.class_embeddings()[class_ids]
-        tokens, grid = self.towers.image_tokens(self.normalised(image))
+        grid = (image.shape[2] // self.grid_stride, image.shape[3] // self.grid_stride)
+        if tokens is None:
+            tokens, grid = self.image_tokens(image)
         return self.from_tokens(tokens, grid, text, size or tuple(image.shape[2:]))
+
+    def image_tokens(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Photos (B, 3, H, W) as `forward` takes them -> vectors of the image tower (B, h * w, Dv), and (h, w)."""
+        return self.towers.image_tokens(self.normalised(image))
 
     def from_tokens(self, tokens: Tensor, grid: tuple[int, int], text: Optional[Tensor], size: tuple[int, int]) -> DenseOutput:
         """As `forward`, from the image tower's vectors (B, h * w, Dv) and their grid (h, w), which may have been kept."""
