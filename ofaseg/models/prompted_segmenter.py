@@ -63,7 +63,7 @@ class PromptedSegmenter(Segmenter):
         Raises:
             ValueError: the model has no classes.
         """
-        if not self.prompts:
+        if not self.prompts and "classes" not in self._text_vectors:
             raise ValueError("this model has no classes; call set_classes first")
         return self._vectors("classes", self.prompts)
 
