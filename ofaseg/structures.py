@@ -48,6 +48,37 @@ class ImageTextOutput(NamedTuple):
 
 
 @dataclass
+class PanopticSegmentation:
+    """Every pixel of one image with its segment.
+
+    Attributes:
+        segment_map: (H, W) int32 segment ids 1.., 0 where there is none.
+        segments: one dict per id that the map holds, with id, class_id (0..K-1), is_thing, is_crowd, area (pixels), box
+            ([x0, y0, x1, y1] in pixels, ends exclusive) and, for predictions, score 0..1.
+    """
+
+    segment_map: Tensor
+    segments: list
+
+
+@dataclass
+class InstanceSegmentation:
+    """The countable objects of one image; their masks may overlap.
+
+    Attributes:
+        masks: (N, H, W) bool.
+        class_ids: (N,) long, 0..K-1.
+        scores: (N,) float, 0..1.
+        boxes: (N, 4) float, [x0, y0, x1, y1] in pixels around the mask, ends exclusive; zeros for an empty mask.
+    """
+
+    masks: Tensor
+    class_ids: Tensor
+    scores: Tensor
+    boxes: Tensor
+
+
+@dataclass
 class SegmentationOutput:
     """The segmentation of one image at its native size.
 
@@ -55,11 +86,15 @@ class SegmentationOutput:
         label_map: (H, W) long, class ids 0..K-1.
         class_scores: (K, H, W) probabilities when asked for, else None.
         segments: panoptic or instance segments (one dict each); empty for semantic output.
+        panoptic: segments that part the image, where the method makes them.
+        instances: scored objects, where the method makes them.
     """
 
     label_map: Tensor
     class_scores: Optional[Tensor] = None
     segments: list = field(default_factory=list)
+    panoptic: Optional[PanopticSegmentation] = None
+    instances: Optional[InstanceSegmentation] = None
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -177,7 +177,7 @@ def argmax_at_size(class_logits: Tensor, size: tuple[int, int]) -> Tensor:
     num_classes, rows, _ = class_logits.shape
     height, width = int(size[0]), int(size[1])
     result = torch.empty(height, width, dtype=torch.long, device=class_logits.device)
-    low, weight = _source_rows(rows, height, class_logits.device)
+    low, weight = source_rows(rows, height, class_logits.device)
     prune = class_logits.device.type == "cpu" and num_classes > 2 and num_classes * height * width >= PRUNE_ELEMENTS
     for start, stop in _row_chunks(low, num_classes * width, bands=prune):
         first, last = (int(low[start]), int(low[stop - 1])) if prune else (0, rows - 1)
@@ -204,7 +204,7 @@ def _best_class(scores: Tensor) -> Tensor:
     return winner
 
 
-def _source_rows(rows: int, height: int, device) -> tuple[Tensor, Tensor]:
+def source_rows(rows: int, height: int, device) -> tuple[Tensor, Tensor]:
     """For every output row the upper source row and the weight of the one below (align_corners False)."""
     position = ((torch.arange(height, dtype=torch.float32) + 0.5) * (rows / height) - 0.5).clamp(min=0)
     low = position.floor().clamp(max=rows - 1)
