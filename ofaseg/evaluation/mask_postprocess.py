@@ -1,8 +1,8 @@
 """From mask proposals (`mask_proposals`) to panoptic and instance segmentations, as FreeSeg makes them.
 
-The rules are those of the published code, which differ from
-Mask2Former's: a class map decides which pixels a query may claim, scores are sharpened by a small temperature, and there is no
-limit on the number of objects. Where that code departs from what it says it does, `MaskRules` has the switch.
+The rules are those of the published code, which differ from Mask2Former's: a class map decides which pixels a query may claim,
+scores are sharpened by a small temperature, and there is no limit on the number of objects. Where that code departs from what it
+says it does, `MaskRules` has the switch.
 
 Functions take one image: the photos of a batch differ in size. Nothing loops over queries, and each image is copied to the
 host once, when the number of its segments is needed.
