@@ -62,6 +62,17 @@ class AnnotationFile:
         Raises:
             SourceError: an annotation without `category_id`, or the file changed since it was opened.
         """
+        for where, record in self.records(photo):
+            if not isinstance(record.get("category_id"), int):
+                raise SourceError(f"{where}: category_id is {record.get('category_id')!r}, not a number; correct the record")
+            yield where, record
+
+    def records(self, photo: AnnotatedPhoto) -> Iterator[tuple[str, dict]]:
+        """As `annotations`, for records of any content, such as those that list the segments of a photo.
+
+        Raises:
+            SourceError: the file changed since it was opened.
+        """
         first, last = (int(np.searchsorted(self._of_photo, photo.id, side)) for side in ("left", "right"))
         with open(self.path, "rb") as file:
             for number in range(first, last):
@@ -72,8 +83,6 @@ class AnnotationFile:
                     record = json.loads(file.read(end - start))
                 except ValueError as error:
                     raise SourceError(f"{where}: the file changed while it was read; call again") from error
-                if not isinstance(record.get("category_id"), int):
-                    raise SourceError(f"{where}: category_id is {record.get('category_id')!r}, not a number; correct the record")
                 yield where, record
 
 

@@ -52,6 +52,7 @@ _ENTRIES = {
     "boxes": {"box": "sc:Float", "text": "sc:Text", "class_id": "sc:Integer"},
     "segments": {"id": "sc:Integer", "class_id": "sc:Integer", "is_crowd": "sc:Boolean", "area": "sc:Integer", "box": "sc:Float"},
 }
+_ENTRIES["instances"] = _ENTRIES["segments"] | {"area": "sc:Float", "mask": "sc:Text"}
 _MEANINGS = {
     "image": "JPEG or PNG file of the photo.",
     "label_map": "PNG of the photo's height and width; a pixel holds a class number, see record set classes.",
@@ -60,6 +61,7 @@ _MEANINGS = {
     "boxes": "Region boxes [x0, y0, x1, y1] in pixels with a phrase and a class number from 0, or none.",
     "segment_map": "RGB PNG of segment ids R + 256 G + 65536 B, 0 = none.",
     "segments": "Per segment id: class number from 0, whether it is a crowd, area in pixels, box.",
+    "instances": "Per object: class number from 0, whether it is a crowd, area in pixels, box, mask as COCO's run lengths in text.",
 }
 
 

@@ -34,6 +34,18 @@ _TYPES = {
     "segments": pa.list_(
         pa.struct([("id", pa.int64()), ("class_id", pa.int64()), ("is_crowd", pa.bool_()), ("area", pa.int64()), ("box", _BOX_TYPE)])
     ),
+    "instances": pa.list_(
+        pa.struct(
+            [
+                ("id", pa.int64()),
+                ("class_id", pa.int64()),
+                ("is_crowd", pa.bool_()),
+                ("area", pa.float64()),
+                ("box", _BOX_TYPE),
+                ("mask", pa.string()),
+            ]
+        )
+    ),
 }
 
 

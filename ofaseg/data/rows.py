@@ -10,6 +10,7 @@ captions      list of str                              sentences about the whole
 boxes         list of {box, text, class_id}            box [x0, y0, x1, y1] in pixels; a phrase; class id 0..K-1 or None
 segment_map   bytes or None                            RGB PNG of segment ids R + 256 G + 65536 B, 0 = none
 segments      list of {id, class_id, is_crowd, area, box}  one per segment id; area in pixels; box as above
+instances     list of {id, class_id, is_crowd, area, box, mask}  objects whose masks may overlap; mask as COCO's text of run lengths
 ============= ======================================== =====================================================================
 """
 
@@ -19,11 +20,12 @@ import math
 from typing import Optional
 
 from ofaseg.data import codec
+from ofaseg.utils.run_lengths import RunLengthError, runs_of_text
 
-COLUMNS = ("image", "label_map", "id", "captions", "boxes", "segment_map", "segments")
+COLUMNS = ("image", "label_map", "id", "captions", "boxes", "segment_map", "segments", "instances")
 """All columns, in the order of a TSV file."""
 FILE_COLUMNS = ("image", "label_map", "segment_map")
-LIST_COLUMNS = ("captions", "boxes", "segments")
+LIST_COLUMNS = ("captions", "boxes", "segments", "instances")
 
 
 class ShardError(ValueError):
@@ -66,7 +68,7 @@ def check_columns(columns) -> tuple[str, ...]:
 def normalise_row(row: dict, columns, file, number: Optional[int] = None) -> dict:
     """The row with exactly `columns`, every value of the type in this module's table (so both formats return it equal).
 
-    Absent files become None, absent lists []. The sizes of image, label map and segment map are compared.
+    Absent files become None, absent lists []. The sizes of image, label map, segment map and masks are compared.
 
     Raises:
         ShardError: a key outside `columns`, a missing image or id, a wrong type, sizes that differ.
@@ -103,6 +105,19 @@ def _check_sizes(row: dict, file, number: Optional[int]) -> None:
             problem = f"height x width {size[0]}x{size[1]}, but the image has {expected[0]}x{expected[1]} (sample {row['id']!r})"
             swapped = " (height and width are swapped)" if size == expected[::-1] else ""
             raise ShardError.at(file, f"{problem}{swapped}; pair the files again or resize the map with nearest neighbour", number, name)
+    for k, instance in enumerate(row.get("instances") or ()):
+        _check_mask(instance["mask"], expected, f"mask {k} (sample {row['id']!r})", file, number)
+
+
+def _check_mask(text: str, size: tuple[int, int], name: str, file, number: Optional[int]) -> None:
+    """Raises ShardError when run lengths do not cover an image of `size`: a mask of another photo, or of its resized copy."""
+    try:
+        runs = runs_of_text(text)
+    except RunLengthError as error:
+        raise ShardError.at(file, f"{name}: {error}", number, "instances") from error
+    if runs.min(initial=0) < 0 or runs.sum() != size[0] * size[1]:
+        problem = f"{name} has {runs.sum()} pixels, but the image has {size[0]}x{size[1]}"
+        raise ShardError.at(file, f"{problem}; draw it at the size of the image", number, "instances")
 
 
 def _required_file(value) -> bytes:
@@ -162,6 +177,18 @@ def _segments(value) -> list:
     ]
 
 
+def _instances(value) -> list:
+    entries = []
+    for entry in value or []:
+        if not isinstance(entry["mask"], str):
+            raise ValueError(f"a mask must be COCO's text of run lengths, got {_short(entry['mask'])}")
+        area = float(entry["area"])
+        if not math.isfinite(area):
+            raise ValueError(f"an area must be a finite number, got {area}")
+        entries += [entry_of | {"area": area, "mask": entry["mask"]} for entry_of in _segments([entry | {"area": 0}])]
+    return entries
+
+
 _NORMALISE = {
     "image": _required_file,
     "label_map": _optional_file,
@@ -170,6 +197,7 @@ _NORMALISE = {
     "boxes": _boxes,
     "segment_map": _optional_file,
     "segments": _segments,
+    "instances": _instances,
 }
 
 

@@ -125,14 +125,14 @@ class SampleCheck:
         for k, text in enumerate(sample.get("captions") or ()):
             if not str(text or "").strip():
                 self._add("empty_text", files, row, "captions", f"caption {k} has no words", "write one, or leave it out")
-        for column in ("boxes", "segments"):
+        for column in ("boxes", "segments", "instances"):
             for k, entry in enumerate(sample.get(column) or ()):
                 self._entry(column, k, entry, files, row, size)
         self._segments(sample, files, row)
 
     def _entry(self, column: str, k: int, entry, files, row, size) -> None:
         """One box or segment."""
-        name = f"{'box' if column == 'boxes' else 'segment'} {k}"
+        name = f"{column.removesuffix('s') if column != 'boxes' else 'box'} {k}"
         if not isinstance(entry, dict) or entry.get("box") is None:
             self._add("bad_box", files, row, column, f"{name} has no box", "correct it or leave it out")
             return

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ofaseg.data import codec
+from ofaseg.utils.run_lengths import text_of_mask
 from ofaseg.vocabulary import ClassVocabulary
 
 VOCABULARY = ClassVocabulary(names=("sky", "tall grass", "car"), thing=(False, False, True), novel=(False, True, False), source="test")
@@ -22,4 +23,8 @@ def make_row(k: int, height: int = 5, width: int = 9) -> dict:
         "boxes": boxes[: k % 3],
         "segment_map": codec.encode_segment_map(ids) if k % 3 else None,
         "segments": [{"id": 1, "class_id": 2, "is_crowd": bool(k % 2), "area": 7, "box": [0.0, 0.0, 3.0, 4.0]}] if k % 3 else [],
+        "instances": [
+            {"id": 5, "class_id": 1, "is_crowd": False, "area": 6.5, "box": [0.5, 0.0, 3.0, 4.0], "mask": text_of_mask(ids == j)}
+            for j in range(k % 3)
+        ],
     }

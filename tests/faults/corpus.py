@@ -27,6 +27,7 @@ from ofaseg.data.rows import COLUMNS
 from ofaseg.data.shard_writer import PARTS
 from ofaseg.data.shards import ShardWriter
 from ofaseg.data.tsv import TsvPart, TsvShard, index_path
+from ofaseg.utils.run_lengths import text_of_mask
 from ofaseg.vocabulary import ClassVocabulary
 from tests.toy import NAMES, toy_label_map, toy_photo
 
@@ -105,6 +106,7 @@ def _drawn_row(k: int, height: int, width: int) -> dict:
         "boxes": [{"box": [2.0, 2.0, 10.0, 12.0], "text": "a block", "class_id": 1}],
         "segment_map": codec.encode_segment_map(segment_map),
         "segments": [{"id": n + 1, "class_id": n, "is_crowd": False, "area": area, "box": box} for n, box in enumerate(halves)],
+        "instances": [{"id": 9, "class_id": 1, "is_crowd": False, "area": area, "box": halves[0], "mask": text_of_mask(segment_map == 1)}],
     }
 
 
