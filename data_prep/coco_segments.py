@@ -152,6 +152,12 @@ def _listed_segments(record: dict, where: str) -> dict[int, dict]:
     return listed
 
 
+def segment_entry(segment_map: np.ndarray, segment_id: int, class_id: int, is_crowd: bool) -> dict:
+    """The entry of the column `segments` for one id of a segment map, with area and box counted from its pixels."""
+    mask = segment_map == segment_id
+    return {"id": segment_id, "class_id": class_id, "is_crowd": is_crowd, "area": int(mask.sum()), "box": tight_box(mask)}
+
+
 def classes_of_segments(segment_map: np.ndarray, segments: list[dict]) -> np.ndarray:
     """(H, W) int32 class ids of a segment map, `IGNORE_INDEX` where there is no segment; crowds have their class."""
     ids, inverse = np.unique(segment_map, return_inverse=True)

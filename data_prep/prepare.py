@@ -34,13 +34,18 @@ from ofaseg.vocabulary import VocabularyError  # noqa: E402
 
 DATASETS = {
     "ade20k": "data_prep.ade20k",
+    "ade20k_panoptic": "data_prep.ade20k_panoptic",
     "camvid": "data_prep.camvid",
     "cityscapes": "data_prep.cityscapes",
     "coco20i": "data_prep.coco20i",
     "coco_captions": "data_prep.coco_captions",
+    "coco_format": "data_prep.coco_format",
+    "coco_instances": "data_prep.coco_instances",
     "coco_object": "data_prep.coco_object",
+    "coco_panoptic": "data_prep.coco_panoptic",
     "coco_stuff": "data_prep.coco_stuff",
     "coco_unseen": "data_prep.coco_unseen",
+    "coco_zero_shot": "data_prep.coco_zero_shot",
     "flickr30k": "data_prep.flickr30k",
     "folder": "data_prep.folder",
     "fss1000": "data_prep.fss1000",
@@ -50,6 +55,7 @@ DATASETS = {
     "pascal_voc": "data_prep.pascal_voc",
     "shapes": "data_prep.shapes",
     "shards": "data_prep.shards",
+    "voc_zero_shot": "data_prep.voc_zero_shot",
 }
 """Dataset name -> module. A new dataset is a new module and a line here."""
 

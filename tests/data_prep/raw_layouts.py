@@ -199,4 +199,5 @@ RAW = {
     "pascal_context": raw_pascal_context,
     "pascal_voc": raw_pascal_voc,
     "shards": raw_shards,
+    "voc_zero_shot": raw_pascal_voc,
 }

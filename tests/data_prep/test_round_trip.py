@@ -10,7 +10,7 @@ from data_prep.camvid import CamVidSource
 from data_prep.shard_work import sample_to_row
 from ofaseg.data import codec
 from ofaseg.data.shards import ShardReader, load_vocabulary
-from tests.data_prep import raw_layouts
+from tests.data_prep import raw_layouts, raw_segments
 from tests.data_prep.test_camvid import write_raw
 
 SPLIT = "train"
@@ -25,7 +25,7 @@ def raw_shapes(root):
     return ["--num", "3", "--seed", "5"]
 
 
-RAW = {"camvid": raw_camvid, "shapes": raw_shapes, **raw_layouts.RAW}
+RAW = {"camvid": raw_camvid, "shapes": raw_shapes, **raw_layouts.RAW, **raw_segments.RAW}
 """Dataset -> function that writes a tiny raw copy with split `SPLIT` below a folder and returns the options that read it."""
 
 

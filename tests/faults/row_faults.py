@@ -351,23 +351,23 @@ def line_empty(line):
     return b""
 
 
-@fault("line", "bad_row", "line 4 has 6 columns, expected 7", "write the file again")
+@fault("line", "bad_row", "line 4 has 7 columns, expected 8", "write the file again")
 def line_lacks_a_column(line):
     return line.rpartition(b"\t")[0]
 
 
-@fault("line", "bad_row", "line 4 has 8 columns, expected 7")
+@fault("line", "bad_row", "line 4 has 9 columns, expected 8")
 def line_has_another_column(line):
     return line + b"\t1"
 
 
-@fault("line", "bad_row", "line 4 has 13 columns, expected 7")
+@fault("line", "bad_row", "line 4 has 15 columns, expected 8")
 def line_break_lost(line):
     """Two rows in one line."""
     return line + line
 
 
-@fault("line", "bad_row", "line 4 has 1 columns, expected 7")
+@fault("line", "bad_row", "line 4 has 1 columns, expected 8")
 def line_cut_in_its_image(line):
     return line[:200]
 
