@@ -9,6 +9,9 @@ A **batch** (what every dataset's ``collater`` returns) is a dict:
 ``net_input``        dict of keyword arguments of ``model.forward``
 ``target``           integer tensor (B, H, W) of class ids, 16 bit where they fit, ``IGNORE_INDEX`` where there is no label; or absent
 ``native_label_maps`` list of B integer tensors (H_i, W_i): labels at the photo's own size (evaluation), or absent
+``native_segment_maps`` list of B integer tensors (H_i, W_i) of segment ids, 0 = none, with ``native_segments``, or absent
+``native_segments``  list of B lists of dicts, the entries of the column `segments` (id, class_id, is_crowd, area, box)
+``native_instances`` list of B lists of dicts, the entries of the column `instances` (the same, and mask), or absent
 ``native_sizes``     list of B (H_i, W_i), the photo's own height and width
 ==================== =============================================================================================
 """

@@ -10,11 +10,17 @@ from torch.utils.data import default_collate
 
 from ofaseg.data import codec
 from ofaseg.data.row_dataset import ON_BAD_SAMPLE, BadRow, PlainBatches, RowDataset, TooManyBadRows, Transform
+from ofaseg.data.segments import checked_instances, decode_segments
 from ofaseg.data.shards import ShardError, ShardReader
 from ofaseg.data.transforms import to_tensors
 from ofaseg.vocabulary import ClassVocabulary
 
 __all__ = ["ON_BAD_SAMPLE", "BadRow", "PlainBatches", "SegmentationDataset", "TooManyBadRows", "decode_pair"]
+
+
+SEGMENT_COLUMNS = ("segment_map", "segments", "instances")
+NATIVE_LISTS = {"native_segment_map": "native_segment_maps", "native_segments": "native_segments", "native_instances": "native_instances"}
+"""Key of a sample -> key of a batch, for what is carried at native size by `with_segments`."""
 
 
 class SegmentationDataset(RowDataset):
@@ -31,6 +37,7 @@ class SegmentationDataset(RowDataset):
         on_bad_sample: "skip" leaves bad rows out (`TooManyBadRows` after `MAX_BAD_IN_A_ROW` without a good one between them),
             "raise" raises at the first.
         batch_size_key: (height, width) of a photo -> its size after the transform; photos of equal key share a batch.
+        with_segments: without training, also carry segments and instances at native size, as far as the reader has them.
 
     Raises:
         ValueError: another `on_bad_sample`.
@@ -45,8 +52,10 @@ class SegmentationDataset(RowDataset):
         seed: int = 1,
         on_bad_sample: str = "skip",
         batch_size_key: Optional[Callable[[int, int], tuple[int, int]]] = None,
+        with_segments: bool = False,
     ):
         super().__init__(training, seed, on_bad_sample)
+        self.segment_columns = [c for c in SEGMENT_COLUMNS if c in reader.columns] if with_segments and not training else []
         self.reader, self.vocabulary, self.transform, self.batch_size_key = reader, vocabulary, transform, batch_size_key
         self._size_keys: dict[int, tuple[int, int]] = {}  # a split's headers are read once, not at every validation
 
@@ -79,7 +88,8 @@ class SegmentationDataset(RowDataset):
         Raises:
             ShardError, CodecError: the row is broken; the message names file, row and column.
         """
-        row = self.reader.read(index, columns=[name for name in ("image", "label_map") if name in self.reader.columns])
+        columns = [name for name in ("image", "label_map") if name in self.reader.columns]
+        row = self.reader.read(index, columns=columns + self.segment_columns)
         image, label_map = decode_pair(row, self.vocabulary, lambda column="": self.reader.location(index, column))
         sample = {"image": image, "label_map": label_map}
         rng = np.random.default_rng((self.seed, self.epoch, index))
@@ -88,7 +98,17 @@ class SegmentationDataset(RowDataset):
         out.update(id=index, native_size=native_size)
         if not self.training:
             out["native_label_map"] = torch.from_numpy(label_map)
-        return out
+        return out | self._segments(row, native_size, lambda column="": self.reader.location(index, column))
+
+    def _segments(self, row: dict, size: tuple[int, int], where: Callable[..., str]) -> dict:
+        """Segments and instances of a row under the keys of `NATIVE_LISTS`. Raises CodecError."""
+        found = {}
+        if {"segment_map", "segments"} <= set(self.segment_columns):
+            segment_map, found["native_segments"] = decode_segments(row, self.vocabulary, size, where)
+            found["native_segment_map"] = torch.from_numpy(segment_map)
+        if "instances" in self.segment_columns:
+            found["native_instances"] = checked_instances(row, self.vocabulary, size, where)
+        return found
 
     def collater(self, samples: list) -> dict:
         """Batch of `ofaseg.structures`; rows that failed are listed under `bad_rows`.
@@ -114,6 +134,9 @@ class SegmentationDataset(RowDataset):
             batch["target"] = default_collate([s["label_map"] for s in good])
         if all("native_label_map" in s for s in good):
             batch["native_label_maps"] = [s["native_label_map"] for s in good]
+        for key, name in NATIVE_LISTS.items():
+            if key in good[0]:
+                batch[name] = [s[key] for s in good]
         return batch
 
 
