@@ -38,7 +38,7 @@ def test_some_splits_and_numbers(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["imagenet"], "unknown dataset 'imagenet'; choose from ade20k, camvid, cityscapes"),
+        (["imagenet"], "unknown dataset 'imagenet'; choose from ade20k, ade20k_panoptic, camvid"),
         (["camvid"], "camvid needs --root"),
         (["camvid", "--root", "nowhere"], "expected nowhere/images/train"),
         (["camvid", "--root", "nowhere", "--splits", "trian"], "no split 'trian'; choose from train, val, test"),
