@@ -13,7 +13,7 @@ setup(
     packages=find_packages(include=["ofaseg*", "user_tasks*", "criterions*", "data_prep*"]),
     package_data={
         "ofaseg": ["config/*.yaml", "assets/*/*", "evaluation/settings/*.json", "data/*.json"],
-        "data_prep": ["class_names/*.txt", "subclasses/*.json", "subclasses/README.md"],
+        "data_prep": ["class_names/*.txt", "class_names/verbatim/*.txt", "subclasses/*.json", "subclasses/README.md"],
     },
     install_requires=[
         "torch>=2.6",

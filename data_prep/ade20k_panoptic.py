@@ -34,7 +34,7 @@ THINGS = tuple(k for k in range(150) if k not in STUFF)
 
 def categories(kept: str):
     """The classes kept; a class's number in the COCO-format files of the published code is its id 0..149."""
-    names = read_class_names("ade150_mask2former")
+    names = read_class_names("verbatim/ade150")
     entries = [{"id": k, "name": name, "isthing": k in THINGS} for k, name in enumerate(names)]
     return select_categories(entries, [names[k] for k in NOVEL], kept, "ADE20K, 150 classes, 15 novel")
 

@@ -47,7 +47,7 @@ def open_split(root, split: str, args: argparse.Namespace) -> CocoFormatSource:
         raise FileNotFoundError(f"{root}/annotations/instances_{split}2017.json: not found; copy it there, or leave --with-instances out")
     instances = instances if args.with_instances else None
     entries, where = common_categories(panoptic, instances)
-    entries = in_published_order(entries, read_class_names("coco_panoptic133"), where)
+    entries = in_published_order(entries, read_class_names("verbatim/coco_panoptic133"), where)
     extra = {"counted_as_base": list(COUNTED_AS_BASE)}
     categories = select_categories(entries, NOVEL, args.classes, "COCO panoptic, 133 classes", extra)
     return CocoFormatSource(categories, photos, panoptic, instances)

@@ -33,7 +33,7 @@ _PUBLISHED_ID = 1 + 256 + 65536
 def categories(kept: str) -> Categories:
     """The classes kept; COCO's category id is the value in the pixel maps + 1."""
     values = [value for value in range(182) if value not in UNUSED_IDS]
-    names = read_class_names("coco_stuff171_verbatim")
+    names = read_class_names("verbatim/coco_stuff171")
     entries = [{"id": v + 1, "name": name, "isthing": k < NUM_THINGS} for k, (v, name) in enumerate(zip(values, names))]
     return select_categories(entries, NOVEL, kept, "COCO-Stuff, 171 classes, 15 novel")
 

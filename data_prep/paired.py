@@ -16,7 +16,7 @@ _FAULTS_SHOWN = 5
 
 
 def read_class_names(name: str) -> tuple[str, ...]:
-    """The class names of `class_names/<name>.txt`."""
+    """The class names of `class_names/<name>.txt`; those of its folder `verbatim` are a data set's own, the others plain words."""
     return parse_class_names(str(_CLASS_NAMES / f"{name}.txt"))
 
 

@@ -22,7 +22,7 @@ NOVEL = ("pottedplant", "sheep", "sofa", "train", "tvmonitor")
 
 def vocabulary(kept: str = "all") -> ClassVocabulary:
     """The 20 classes, or those kept, with the colours of the devkit."""
-    names = read_class_names("voc20_verbatim")
+    names = read_class_names("verbatim/voc20")
     chosen = [k for k, name in enumerate(names) if kept == "all" or (name in NOVEL) == (kept == "novel")]
     if not chosen:
         raise SourceError(f"no {kept} class of VOC; keep all, base or novel ones")
@@ -42,7 +42,7 @@ class VocZeroShotSource(PascalVocSource):
     def __init__(self, root, split: str, kept: str = "all", on_bad_sample: str = "raise"):
         super().__init__(root, split, background=False, on_bad_sample=on_bad_sample)
         self.vocabulary = vocabulary(kept)
-        names = read_class_names("voc20_verbatim")
+        names = read_class_names("verbatim/voc20")
         classes = [self.vocabulary.names.index(name) if name in self.vocabulary.names else IGNORE_INDEX for name in names]
         is_class = (self.table != UNKNOWN) & (self.table != IGNORE_INDEX)
         self.table[is_class] = np.array(classes, dtype=np.int32)[self.table[is_class]]

@@ -4,8 +4,8 @@ The rules are those of the published code, which differ from Mask2Former's: a cl
 scores are sharpened by a small temperature, and there is no limit on the number of objects. Where that code departs from what it
 says it does, `MaskRules` has the switch.
 
-Functions take one image: the photos of a batch differ in size. Nothing loops over queries, and each image is copied to the
-host once, when the number of its segments is needed.
+Functions take one image: the photos of a batch differ in size. Queries are handled together, and each image waits for the device
+once, when the number of its segments is needed.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ofaseg.evaluation.mask_geometry import boxes_of_masks, resize_nearest, segment_areas_and_boxes
+from ofaseg.evaluation.mask_geometry import boxes_of_masks, count_true, last_true, resize_nearest, segment_areas_and_boxes
 from ofaseg.evaluation.mask_proposals import CHUNK_ELEMENTS, Proposals, class_map, counted_scores
 from ofaseg.structures import InstanceSegmentation, PanopticSegmentation
 
@@ -81,9 +81,9 @@ def panoptic_segments(
     label_map = class_map(proposals) if label_map is None else label_map
     scores, labels = (counted_scores(proposals) / rules.temperature).softmax(-1).max(-1)
     masks = proposals.mask_logits.sigmoid() >= rules.panoptic_probability
-    full_area = masks.flatten(1).sum(1)
+    full_area = count_true(masks)
     masks &= label_map == labels[:, None, None]
-    area = masks.flatten(1).sum(1)
+    area = count_true(masks)
     is_thing = thing.to(labels.device).bool()[labels]
     keep = proposals.valid & (area > 0) & (area.double() / full_area.clamp(min=1) >= rules.overlap_threshold)
     keep &= ~is_thing | (scores >= rules.score_threshold)
@@ -92,23 +92,12 @@ def panoptic_segments(
     order = torch.arange(len(labels), device=labels.device)
     first = torch.where(merges.any(1), merges.int().argmax(1), order)
     ids = torch.where(keep, torch.cumsum(keep & (first == order), 0)[first], 0)
-    last = _last_claim(masks & keep[:, None, None])
+    last = last_true(masks & keep[:, None, None])
     segment_map = torch.where(last >= 0, ids[last.clamp(min=0)], 0).int()
     segment_map = resize_nearest(segment_map, size)
     areas, boxes = segment_areas_and_boxes(segment_map, len(labels))
     table = torch.stack([ids, first == order, labels, is_thing, scores], 1).double()
     return _as_segments(segment_map, torch.cat([table, areas[1:, None], boxes[1:]], 1).cpu())
-
-
-def _last_claim(masks: Tensor) -> Tensor:
-    """(h, w) long: the last query whose (Q, h, w) mask holds the pixel, -1 for none."""
-    result = torch.full(masks.shape[1:], -1, dtype=torch.int32, device=masks.device)
-    step = max(1, CHUNK_ELEMENTS // (masks.shape[1] * masks.shape[2]))
-    for start in range(0, len(masks), step):
-        part = masks[start : start + step]
-        order = torch.arange(start, start + len(part), dtype=torch.int32, device=masks.device)
-        result = torch.maximum(result, torch.where(part, order[:, None, None], -1).amax(0))
-    return result.long()
 
 
 def _as_segments(segment_map: Tensor, table: Tensor) -> PanopticSegmentation:
@@ -148,37 +137,44 @@ def instances(
     sharp = sharp[:, :-1] if rules.drop_last_class and sharp.shape[1] > 1 else sharp
     scores, labels = sharp.max(-1)
     masks = proposals.mask_logits >= rules.mask_logit
-    area = masks.flatten(1).sum(1)
-    own = (masks & (label_map == labels[:, None, None])).flatten(1).sum(1)
+    area = count_true(masks)
+    own = count_true(masks & (label_map == labels[:, None, None]))
     keep = proposals.valid & (scores > rules.score_threshold) & (own.double() / area.clamp(min=1) > rules.overlap_threshold)
     if thing is not None:
         keep &= thing.to(labels.device).bool()[labels]
     keep &= ~_suppressed(masks, area, labels, keep, rules)
-    final = proposals.mask_logits > 0
-    inside = (proposals.mask_logits.sigmoid() * final).flatten(1).sum(1) / (final.flatten(1).sum(1) + 1e-6)
     kept = keep.nonzero()[:, 0]  # the one wait for the device
-    masks = resize_nearest(final[kept], size)
-    return InstanceSegmentation(masks, labels[kept], (scores * inside)[kept], boxes_of_masks(masks))
+    logits = proposals.mask_logits[kept]
+    final = logits > 0
+    inside = (logits.sigmoid() * final).flatten(1).sum(1) / (count_true(final) + 1e-6)
+    masks = resize_nearest(final, size)
+    return InstanceSegmentation(masks, labels[kept], scores[kept] * inside, boxes_of_masks(masks))
 
 
 def _suppressed(masks: Tensor, area: Tensor, labels: Tensor, keep: Tensor, rules: MaskRules) -> Tensor:
     """(Q,) bool: the kept queries that `MaskRules.suppression` drops."""
     if rules.suppression == "off":
         return torch.zeros_like(keep)
-    together = keep & keep[:, None]
-    if rules.suppression == "per_class":
-        together &= labels == labels[:, None]
     order = torch.arange(len(area), device=area.device)
-    largest = keep & (torch.where(together, area, -1).argmax(1) == order)  # the first of equally large ones
-    others = (together & (order != order[:, None])).float()
-    judged = order if rules.suppression == "per_class" else largest.int().argmax(0, keepdim=True)
-    others, pixels = others[judged], masks.flatten(1)
-    covered = torch.zeros_like(judged)
-    step = max(1, CHUNK_ELEMENTS // max(1, len(masks)))
-    for start in range(0, pixels.shape[1], step):
-        part = pixels[:, start : start + step]
-        by_others = (others @ part.float()) > 0
-        covered += ((by_others & part) if rules.suppression == "per_class" else by_others).sum(1)
+    if rules.suppression == "official":
+        judged = torch.where(keep, area, -1).argmax(0, keepdim=True)  # the first of equally large ones
+        others = masks & (keep & (order != judged))[:, None, None]
+        covered = count_true(others.any(0, keepdim=True))
+        largest = keep & (order == judged)
+    else:
+        together = keep & keep[:, None] & (labels == labels[:, None])
+        judged, largest = order, keep & (torch.where(together, area, -1).argmax(1) == order)
+        covered = _covered(masks, together & (order != order[:, None]))
     share = torch.zeros_like(area, dtype=torch.float64)
     share[judged] = covered.double() / area[judged].clamp(min=1)
     return largest & (share > rules.suppression_ratio)
+
+
+def _covered(masks: Tensor, others: Tensor) -> Tensor:
+    """(Q,) long: pixels of each of (Q, h, w) masks that some mask of its row of `others` (Q, Q) holds too."""
+    pixels, weights, covered = masks.flatten(1), others.float(), torch.zeros(len(masks), dtype=torch.long, device=masks.device)
+    step = max(1, CHUNK_ELEMENTS // max(1, len(masks)))
+    for start in range(0, pixels.shape[1], step):
+        part = pixels[:, start : start + step]
+        covered += (((weights @ part.float()) > 0) & part).sum(1)
+    return covered

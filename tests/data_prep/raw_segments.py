@@ -111,7 +111,7 @@ def raw_coco_format(root):
 def coco_categories() -> list[dict]:
     """The 133 categories with COCO's numbers for the names that tests use, and any for the others; not in the published order."""
     known = {"person": 1, "cat": 17, "dog": 18, "cow": 21, "grass-merged": 193, "sky-other-merged": 187, "road": 149, "river": 148}
-    names, things = read_class_names("coco_panoptic133"), read_class_names("coco_object81")[1:]
+    names, things = read_class_names("verbatim/coco_panoptic133"), read_class_names("coco_object81")[1:]
     numbers = (known.get(name, 1000 + k) for k, name in enumerate(names))
     return [{"id": number, "name": name, "isthing": int(name in things)} for number, name in zip(numbers, names)][::-1]
 

@@ -45,7 +45,7 @@ def test_the_split_is_that_of_other_papers(real_data):
     assert set(coco_zero_shot.NOVEL) == {entry["name"] for entry in splits["coco_stuff"]["unseen"]}
     assert list(voc_zero_shot.NOVEL) == splits["voc2012"]["unseen"]
     assert list(voc_zero_shot.vocabulary("base").names) == splits["voc2012"]["seen"]
-    verbatim = read_class_names("coco_stuff171_verbatim")
+    verbatim = read_class_names("verbatim/coco_stuff171")
     lines = (real_data / "class_lists" / "coco_stuff182_labels.txt").read_text().splitlines()
     assert [name for name in (line.split(": ", 1)[1] for line in lines) if name in verbatim] == list(verbatim)
 

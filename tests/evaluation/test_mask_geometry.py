@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ofaseg.evaluation.mask_geometry import boxes_of_masks, nearest_source, resize_nearest, segment_areas_and_boxes
+from ofaseg.evaluation.mask_geometry import boxes_of_masks, count_true, last_true, nearest_source, resize_nearest, segment_areas_and_boxes
 
 
 def test_pixels_are_those_of_pillow():
@@ -39,3 +39,20 @@ def test_areas_and_boxes_of_segments():
     areas, boxes = segment_areas_and_boxes(ids, 4)
     assert areas.tolist() == [25, 1, 0, 9, 0]
     assert boxes[1:].tolist() == [[6, 0, 7, 1], [0, 0, 0, 0], [0, 1, 6, 5], [0, 0, 0, 0]]
+
+
+def test_last_mask_of_each_pixel():
+    """Also beyond the numbers that a byte holds."""
+    masks = torch.from_numpy(np.random.default_rng(0).random((600, 6, 9)) < 0.004)
+    masks[255] |= masks[254]
+    masks[599, 0, 0] = True
+    expected = np.full((6, 9), -1)
+    for k, mask in enumerate(masks.numpy()):
+        expected[mask] = k
+    assert last_true(masks).tolist() == expected.tolist() and (expected == -1).any() and len(np.unique(expected // 255)) > 3
+    assert last_true(masks[:0]).tolist() == [[-1] * 9] * 6
+
+
+def test_counts():
+    masks = torch.from_numpy(np.random.default_rng(1).random((4, 6, 9)) < 0.5)[:, ::2]
+    assert count_true(masks).tolist() == [int(mask.sum()) for mask in masks] and count_true(masks[:0]).tolist() == []
