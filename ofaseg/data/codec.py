@@ -325,6 +325,9 @@ def decode_segment_map(data: bytes, where: str = "") -> np.ndarray:
 
     Raises CodecError as `decode_image`.
     """
+    pixels = ordinary_files.decode_rgb_png(data, MAX_PIXELS)
+    if pixels is not None:
+        return (pixels.view("<i4")[..., 0] & 0xFFFFFF).astype(np.int32, copy=False)  # the lower three bytes of a number
     image = _open(data, where)
     if image.format in ("JPEG", "MPO") or image.mode != "RGB":
         raise CodecError(_message(where, f"a segment map must be an RGB PNG, not {image.format} {image.mode}; write the row again"))

@@ -21,7 +21,7 @@ _START_OF_SCAN, _EXIF_SEGMENT, _MULTI_PICTURE_SEGMENT = 0xDA, 0xE1, 0xE2
 _PLAIN_SEGMENTS = frozenset([0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)])  # tables, restart interval, comment, application data
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _PALETTE = 0, 3
+_GREY, _RGB, _PALETTE = 0, 2, 3
 # chunks that change neither the values nor the orientation (eXIf does, and text may hold EXIF; acTL starts an animation)
 _HARMLESS_CHUNKS = frozenset([b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"bKGD", b"hIST", b"pHYs", b"tIME"])
 
@@ -67,25 +67,37 @@ def decode_index_png(data: bytes, max_pixels: int) -> Optional[np.ndarray]:
     OpenCV turns a palette into colours and stretches by transparency, so it is given the picture chunks alone, declared as
     greyscale. It is silent about damage, so the checksums of all chunks are compared first.
     """
-    found = _picture_chunks(data)
+    values = _plain_picture(data, (_GREY, _PALETTE), _GREY, max_pixels)
+    return values if values is not None and values.ndim == 2 else None
+
+
+def decode_rgb_png(data: bytes, max_pixels: int) -> Optional[np.ndarray]:
+    """(H, W, 4) uint8 RGB and 255 of an intact 8-bit RGB PNG without transparency, of at most `max_pixels`; else None."""
+    values = _plain_picture(data, (_RGB,), _RGB, max_pixels)
+    return cv2.cvtColor(values, cv2.COLOR_BGR2RGBA) if values is not None and values.ndim == 3 and values.shape[2] == 3 else None
+
+
+def _plain_picture(data: bytes, kinds: tuple[int, ...], declared: int, max_pixels: int) -> Optional[np.ndarray]:
+    """What OpenCV decodes of the picture chunks of a PNG of one of the colour types `kinds`, declared as `declared`; else None."""
+    found = _picture_chunks(data, kinds)
     if found is None:
         return None
     width, height, chunks = found
     if not 0 < width * height <= max_pixels:
         return None
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, _GREY, 0, 0, 0)
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, declared, 0, 0, 0)
     header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     plain = b"".join([_PNG_SIGNATURE, header, *chunks, b"\0\0\0\0IEND\xaeB`\x82"])
     values = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED)
-    return values if values is not None and values.shape == (height, width) and values.dtype == np.uint8 else None
+    return values if values is not None and values.shape[:2] == (height, width) and values.dtype == np.uint8 else None
 
 
-def _picture_chunks(data: bytes) -> Optional[tuple[int, int, list]]:
-    """(width, height, whole IDAT chunks) of an intact 8-bit greyscale or palette PNG without interlacing; else None."""
-    if data[:8] != _PNG_SIGNATURE or data[12:16] != b"IHDR" or data[24:29] not in (b"\x08\0\0\0\0", b"\x08\3\0\0\0"):
+def _picture_chunks(data: bytes, kinds: tuple[int, ...]) -> Optional[tuple[int, int, list]]:
+    """(width, height, whole IDAT chunks) of an intact 8-bit PNG of one of the colour types `kinds`, without interlacing; else None."""
+    if data[:8] != _PNG_SIGNATURE or data[12:16] != b"IHDR" or data[24:29] not in [bytes([8, kind, 0, 0, 0]) for kind in kinds]:
         return None
     width, height = struct.unpack_from(">II", data, 16)
-    view, chunks, has_palette, position = memoryview(data), [], data[25] == _GREY, 8
+    view, chunks, has_palette, position = memoryview(data), [], data[25] != _PALETTE, 8
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
@@ -95,7 +107,7 @@ def _picture_chunks(data: bytes) -> Optional[tuple[int, int, list]]:
             return (width, height, chunks) if chunks and has_palette else None
         if kind == b"IDAT":
             chunks.append(view[position:end])
-        elif kind not in _HARMLESS_CHUNKS and position != 8:
+        elif (kind not in _HARMLESS_CHUNKS and position != 8) or (kind == b"tRNS" and _RGB in kinds):
             return None
         has_palette = has_palette or kind == b"PLTE"
         position = end

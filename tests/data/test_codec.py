@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ofaseg.data import codec
+from ofaseg.data import codec, ordinary_files
 from ofaseg.data.codec import CodecError
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
 
@@ -235,6 +235,32 @@ class TestLabelMap:
                 codec.encode_label_map(bad, THREE)
         with pytest.raises(CodecError, match="integers"):
             codec.encode_label_map(np.zeros((2, 2), np.float32), THREE)
+
+    def test_segment_maps_of_any_writer(self, monkeypatch, tmp_path):
+        """Read the quick way and by Pillow: plain, interlaced or with other chunks; damage is noticed either way."""
+        ids = np.random.default_rng(0).integers(0, 2**24, (7, 11))
+        rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
+        files = []
+        for options in ({}, {"dpi": (72, 72)}, {"compress_level": 0}, {"optimize": True}):
+            buffer = io.BytesIO()
+            Image.fromarray(rgb).save(buffer, "png", **options)
+            files.append(buffer.getvalue())
+        for data in files:
+            assert ordinary_files.decode_rgb_png(data, codec.MAX_PIXELS) is not None
+            np.testing.assert_array_equal(codec.decode_segment_map(data), ids)
+        with monkeypatch.context() as patch:
+            patch.setattr(ordinary_files, "decode_rgb_png", lambda *_: None)
+            for data in files:
+                np.testing.assert_array_equal(codec.decode_segment_map(data), ids)
+        for position in (60, len(files[0]) // 2, len(files[0]) - 20):
+            damaged = bytearray(files[0])
+            damaged[position] ^= 255
+            assert ordinary_files.decode_rgb_png(bytes(damaged), codec.MAX_PIXELS) is None
+        buffer = io.BytesIO()
+        Image.fromarray(rgb).save(buffer, "png", transparency=(1, 2, 3))
+        for data in (buffer.getvalue(), codec.encode_image(rgb[..., 0]), codec.encode_image(rgb, "jpeg"), files[0][:-30], b""):
+            assert ordinary_files.decode_rgb_png(data, codec.MAX_PIXELS) is None
+        assert ordinary_files.decode_rgb_png(files[0], 76) is None
 
     def test_segment_map_round_trip(self):
         ids = np.array([[0, 1, 255, 256, 65536, 2**24 - 1]])
