@@ -46,6 +46,7 @@ def test_wheel_holds_code_and_data(wheel):
         "ofaseg/evaluation/settings/simseg.json",
         "ofaseg/data/folds.json",
         "data_prep/class_names/ade150.txt",
+        "data_prep/class_names/verbatim/coco_panoptic133.txt",
         "data_prep/subclasses/ade150.json",
         "user_tasks/seq2seq_segmentation.py",
         "criterions/seg_token_cross_entropy.py",
