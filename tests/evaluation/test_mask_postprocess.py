@@ -108,7 +108,7 @@ SIZES = [(H, W), (2 * H, 2 * W), (31, 77)]
 @pytest.mark.parametrize("num_classes", [171, 133, 20])
 def test_against_the_loop(num_classes):
     dropped = {"official": 0, "per_class": 0}
-    for seed in range(18 if num_classes == 20 else 5):
+    for seed in range(14 if num_classes == 20 else 5):
         masks, logits, clip, valid, base, thing = draw(num_classes, seed)
         proposals = classify_masks(masks, logits, clip, valid, base, 0.7)
         expected = naive_scores(logits, clip, valid, base, 0.7)
