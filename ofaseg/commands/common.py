@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Iterable, Optional, Sequence
+from typing import Callable, Iterable, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -122,6 +122,13 @@ def process_group(device: torch.device):
         yield dist.get_rank()
     finally:
         dist.destroy_process_group()
+
+
+def on_ranks(args, work: Callable[..., int]) -> int:
+    """`work(args, device, rank)` on the device that --device names, together with the other processes; its exit status."""
+    device = choose_device(args.device)
+    with process_group(device) as rank:
+        return work(args, device, rank)
 
 
 def main(module: ModuleType, prog: str, argv: Optional[Sequence[str]] = None) -> int:

@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args) -> int:
-    device = common.choose_device(args.device)
-    with common.process_group(device) as rank:
-        return evaluate(args, device, rank)
+    return common.on_ranks(args, evaluate)
 
 
 def evaluate(args, device, rank: int) -> int:

@@ -50,9 +50,7 @@ class RetrievalRun:
 
 
 def run(args) -> int:
-    device = common.choose_device(args.device)
-    with common.process_group(device) as rank:
-        return retrieve(args, device, rank)
+    return common.on_ranks(args, retrieve)
 
 
 def retrieve(args, device, rank: int) -> int:

@@ -8,7 +8,7 @@ from torch.utils.data import default_collate
 
 from ofaseg.data.class_pairs import PairIndex
 from ofaseg.data.present_classes import PresentClasses
-from ofaseg.data.row_dataset import BadRow, Transform
+from ofaseg.data.row_dataset import Transform
 from ofaseg.data.segmentation_dataset import SegmentationDataset, decode_pair
 from ofaseg.data.shards import ShardReader
 from ofaseg.data.transforms import to_tensors
@@ -119,17 +119,9 @@ class PairViewDataset(SegmentationDataset):
         - target (B, K, h, w) int8: 1 the class, 0 not the class, `IGNORE_INDEX` no label,
         - native_sizes, list of B (H_i, W_i); in evaluation also native_targets, list of B (K, H_i, W_i) int8.
 
-        What becomes of batches that lost rows: see `SegmentationDataset.collater`.
+        What becomes of batches that lost rows: see `SegmentationDataset.batch_of`.
         """
-        if not samples and self.training:
-            return {}
-        bad = [sample for sample in samples if isinstance(sample, BadRow)]
-        good = [sample for sample in samples if not isinstance(sample, BadRow)]
-        if not good and bad and self.training:
-            good = [self._another_row(bad)]
-        batch = {"id": torch.tensor([s["id"] for s in good], dtype=torch.long), "nsentences": len(good), "ntokens": len(good)}
-        batch["bad_rows"] = [b.message for b in bad]
-        batch["net_input"] = {}
+        batch, good = self.batch_of(samples)
         if not good:
             return batch
         batch["row_ids"] = torch.tensor([s["row_id"] for s in good], dtype=torch.long)

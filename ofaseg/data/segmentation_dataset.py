@@ -110,21 +110,24 @@ class SegmentationDataset(RowDataset):
             found["native_instances"] = checked_instances(row, self.vocabulary, size, where)
         return found
 
-    def collater(self, samples: list) -> dict:
-        """Batch of `ofaseg.structures`; rows that failed are listed under `bad_rows`.
+    def batch_of(self, samples: list) -> tuple[dict, list[dict]]:
+        """What every batch begins with (id, nsentences, ntokens, bad_rows, an empty net_input), and the samples that it is made of.
 
         A training batch that lost all its rows takes another readable one, so that every rank has a step to take. One
         without rows is {}, by which fairseq knows that this rank has run out of batches before the others.
         """
         if not samples and self.training:
-            return {}
+            return {}, []
         bad = [sample for sample in samples if isinstance(sample, BadRow)]
         good = [sample for sample in samples if not isinstance(sample, BadRow)]
         if not good and bad and self.training:
             good = [self._another_row(bad)]
         batch = {"id": torch.tensor([s["id"] for s in good], dtype=torch.long), "nsentences": len(good), "ntokens": len(good)}
-        batch["bad_rows"] = [b.message for b in bad]
-        batch["net_input"] = {}
+        return batch | {"bad_rows": [b.message for b in bad], "net_input": {}}, good
+
+    def collater(self, samples: list) -> dict:
+        """Batch of `ofaseg.structures`; rows that failed are listed under `bad_rows`, see `batch_of`."""
+        batch, good = self.batch_of(samples)
         if not good:
             return batch
         # stacked right into shared memory in a data worker, so that handing the batch over copies nothing

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Optional, Sequence
 
 import torch.nn.functional as F
-from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
 
+from ofaseg.models.architectures import named_config, register_architectures
 from ofaseg.models.clip_state import PREFIX, upgrade_official_state
 from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes, before_last_block, build_towers, text_vectors
 from ofaseg.models.dual_encoder import DualEncoder
@@ -43,9 +44,7 @@ ARCHITECTURES = {f"clip_{name}": sizes for name, sizes in CLIP_SIZES.items()}
 
 def architecture_config(name: str, **options) -> ClipDenseConfig:
     """The configuration of a named architecture, with `options` on top. Raises ValueError listing the known names."""
-    if name not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
-    return ClipDenseConfig(**(ARCHITECTURES[name] | options))
+    return named_config(ClipDenseConfig, ARCHITECTURES, name, options)
 
 
 @register_model("clip_dense", dataclass=ClipDenseConfig)
@@ -151,13 +150,4 @@ class ClipDense(DualEncoder, BaseFairseqModel):
         return f"plain_gelu={bool(self.config.plain_gelu)} text_heads={self.config.text_heads}"
 
 
-def _register_architecture(name: str) -> None:
-    def fill(args) -> None:
-        for key, value in ARCHITECTURES[name].items():
-            setattr(args, key, getattr(args, key, value))
-
-    register_model_architecture("clip_dense", name)(fill)
-
-
-for _name in ARCHITECTURES:
-    _register_architecture(_name)
+register_architectures("clip_dense", ARCHITECTURES)

@@ -9,10 +9,11 @@ from typing import Optional, Sequence
 
 import torch
 from fairseq.dataclass import ChoiceEnum
-from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
 
 from ofaseg.models import fusioner_state
+from ofaseg.models.architectures import named_config, register_architectures
 from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes
 from ofaseg.models.frozen_towers import CLIP, KINDS, TABLE, TEXT_TOWERS, FrozenTowers, ignore_missing_towers
 from ofaseg.models.image_encoders.frozen import NAMED
@@ -79,9 +80,7 @@ ARCHITECTURES = {
 
 def architecture_config(name: str, **options) -> FusionerConfig:
     """The configuration of a named architecture, with `options` on top. Raises ValueError listing the known names."""
-    if name not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
-    return FusionerConfig(**(ARCHITECTURES[name] | options))
+    return named_config(FusionerConfig, ARCHITECTURES, name, options)
 
 
 @register_model("fusioner", dataclass=FusionerConfig)
@@ -243,13 +242,4 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         return fusioner_state.to_official(self.state_dict(), self.towers)
 
 
-def _register_architecture(name: str) -> None:
-    def fill(args) -> None:
-        for key, value in ARCHITECTURES[name].items():
-            setattr(args, key, getattr(args, key, value))
-
-    register_model_architecture("fusioner", name)(fill)
-
-
-for _name in ARCHITECTURES:
-    _register_architecture(_name)
+register_architectures("fusioner", ARCHITECTURES)

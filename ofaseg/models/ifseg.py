@@ -10,9 +10,10 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
+from ofaseg.models.architectures import named_config, register_architectures
 from ofaseg.models.image_encoders import build_image_encoder
 from ofaseg.models.ofa.attention import Sizes
 from ofaseg.models.ofa.decoder import DECODER_INPUTS, Decoder
@@ -117,9 +118,7 @@ def architecture_config(name: str, **options) -> SegOFAConfig:
     Raises:
         ValueError: unknown architecture; the message lists the known ones.
     """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
-    return SegOFAConfig(**(ARCHITECTURES[name] | options))
+    return named_config(SegOFAConfig, ARCHITECTURES, name, options)
 
 
 @register_model("segofa", dataclass=SegOFAConfig)
@@ -368,13 +367,4 @@ def _bert_init(module: nn.Module) -> None:
         nn.init.zeros_(module.weight.data[module.padding_idx])
 
 
-def _register_architecture(name: str) -> None:
-    def fill(args) -> None:
-        for key, value in ARCHITECTURES[name].items():
-            setattr(args, key, getattr(args, key, value))
-
-    register_model_architecture("segofa", name)(fill)
-
-
-for _name in ARCHITECTURES:
-    _register_architecture(_name)
+register_architectures("segofa", ARCHITECTURES)

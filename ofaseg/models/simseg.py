@@ -9,9 +9,10 @@ from typing import Optional, Sequence
 
 import torch
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
+from ofaseg.models.architectures import named_config, register_architectures
 from ofaseg.models.dual_encoder import DualEncoder
 from ofaseg.models.image_encoders.vit import TIMM_SIZES, PatchTransformer
 from ofaseg.models.layers.pooling import topk_mean, unit
@@ -54,9 +55,7 @@ ARCHITECTURES = {
 
 def architecture_config(name: str, **options) -> SimSegConfig:
     """The configuration of a named architecture, with `options` on top. Raises ValueError listing the known names."""
-    if name not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
-    return SimSegConfig(**(ARCHITECTURES[name] | options))
+    return named_config(SimSegConfig, ARCHITECTURES, name, options)
 
 
 @register_model("simseg", dataclass=SimSegConfig)
@@ -151,13 +150,4 @@ class SimSeg(DualEncoder, BaseFairseqModel):
         return {key: value for key, value in self.state_dict().items() if key.startswith(TEXT_ENTRIES)}
 
 
-def _register_architecture(name: str) -> None:
-    def fill(args) -> None:
-        for key, value in ARCHITECTURES[name].items():
-            setattr(args, key, getattr(args, key, value))
-
-    register_model_architecture("simseg", name)(fill)
-
-
-for _name in ARCHITECTURES:
-    _register_architecture(_name)
+register_architectures("simseg", ARCHITECTURES)
