@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ofaseg.data.class_pairs import PAIR_SOURCES, TEST_SUBSETS, PairChoice, choose_pairs
 from ofaseg.data.few_shot_transforms import FewShotEvaluation, FewShotTraining
-from ofaseg.data.folds import BACKGROUND_NAMES, BENCHMARKS, ClassSplit, fold_split, own_split
+from ofaseg.data.folds import BACKGROUND_NAMES, BENCHMARKS, ClassSplit, FoldError, fold_split, own_split
 from ofaseg.data.pair_view_dataset import PairViewDataset
 from ofaseg.data.present_classes import present_classes
 from ofaseg.evaluation.corner_windows import corner_windows, published_stride
@@ -45,6 +45,7 @@ class FusionSegmentationConfig(DenseSegmentationConfig):
     )
     fold: int = field(default=0, metadata={"help": "fold of the benchmark, 0..3"})
     novel_classes: str = field(default="", metadata={"help": "names of the classes held out: a file or a comma-separated list"})
+    base_classes: str = field(default="", metadata={"help": "names of the classes trained on (default: all that are not held out)"})
     pairs: ChoiceEnum(PAIR_SOURCES) = field(
         default="masks", metadata={"help": "which (photo, class) pairs: masks (all that the label maps show), official, hsnet, list"}
     )
@@ -123,8 +124,20 @@ class FusionSegmentationTask(DenseSegmentationTask):
         """Base and novel classes; without any held out, all classes are both.
 
         Raises:
-            FoldError: the fold or a name does not exist, or the vocabulary is not the benchmark's.
+            FoldError: the fold or a name does not exist, no class is left to train on, or the vocabulary is not the benchmark's.
         """
+        found = self._whole_split()
+        if not self.cfg.base_classes:
+            return found
+        names = parse_class_names(self.cfg.base_classes)
+        chosen = [k for k in found.base if self.vocabulary.names[k] in names]
+        if len(chosen) < len(names):
+            known = {self.vocabulary.names[k] for k in found.base}
+            wrong = ", ".join(name for name in names if name not in known)
+            raise FoldError(f"--base-classes {wrong}: held out, or no class of {self.vocabulary.source}; correct the list")
+        return ClassSplit(tuple(chosen), found.novel)
+
+    def _whole_split(self) -> ClassSplit:
         cfg = self.cfg
         if str(cfg.benchmark) != NO_BENCHMARK:
             return fold_split(self.vocabulary, str(cfg.benchmark), cfg.fold)

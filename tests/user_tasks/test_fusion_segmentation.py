@@ -30,6 +30,9 @@ def test_sides_of_a_split(tmp_path):
     assert make_task(tmp_path, NAMES, novel_classes="blue,red").split == ((1,), (0, 2))
     assert make_task(tmp_path, NAMES, novel=("green",)).split == ((0, 2), (1,))
     assert make_task(tmp_path, WITH_BACKGROUND).split == ((0, 2), (0, 2)), "nothing held out: all are trained and tested"
+    assert make_task(tmp_path, NAMES, novel_classes="blue", base_classes="green").split == ((1,), (2,))
+    with pytest.raises(FoldError, match="--base-classes blue: held out"):
+        make_task(tmp_path, NAMES, novel_classes="blue", base_classes="green,blue").split  # noqa: B018
     with pytest.raises(FoldError, match="not in the vocabulary"):
         make_task(tmp_path, NAMES, benchmark="pascal5i").split  # noqa: B018
     with pytest.raises(FoldError, match="no class 'cyan' to hold out"):
