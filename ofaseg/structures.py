@@ -36,6 +36,55 @@ class DenseOutput(NamedTuple):
     image_scores: Optional[Tensor] = None
 
 
+class MaskOutput(NamedTuple):
+    """What a model of mask proposals returns from ``forward``: Q queries, each with a mask and scores of K classes and of no object.
+
+    Masks are kept as factors, so that losses need not hold those of every query and layer.
+
+    Attributes:
+        class_logits: for each of L predictions (one per decoder layer, the last one is the result) (B, Q, K + 1) before softmax,
+            the last column for no object.
+        mask_embeddings: for each of L predictions (B, Q, M).
+        mask_features: (B, M, h, w) on a quarter of the grid of the padded photo.
+        region_logits: (B, Q, K + 1) what a classifier of the masked regions says, where the model has one and was asked; else None.
+        region_valid: (B, Q) bool, whether there was a region; None as `region_logits`.
+    """
+
+    class_logits: tuple
+    mask_embeddings: tuple
+    mask_features: Tensor
+    region_logits: Optional[Tensor] = None
+    region_valid: Optional[Tensor] = None
+
+    def layer_mask_logits(self, layer: int) -> Tensor:
+        """(B, Q, h, w) mask logits of prediction `layer`, before sigmoid."""
+        return (self.mask_embeddings[layer] @ self.mask_features.flatten(2)).unflatten(2, self.mask_features.shape[2:])
+
+    @property
+    def mask_logits(self) -> Tensor:
+        """(B, Q, h, w) mask logits of the last prediction."""
+        return self.layer_mask_logits(-1)
+
+
+class MaskTargets(NamedTuple):
+    """The masks of a batch, those of all photos after one another.
+
+    Attributes:
+        masks: (N, H, W) bool at the size of the padded photos; padding is background.
+        classes: (N,) class ids.
+        counts: for each of B photos how many masks are its own.
+    """
+
+    masks: Tensor
+    classes: Tensor
+    counts: tuple
+
+    @property
+    def starts(self) -> list[int]:
+        """For each photo the row of its first mask."""
+        return [sum(self.counts[:b]) for b in range(len(self.counts))]
+
+
 class ImageTextOutput(NamedTuple):
     """What a dual encoder returns for pairs of photos and texts.
 

@@ -26,13 +26,13 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (strided), 1x1 convolutions around a residual; `channels` in the middle, 4x at the end."""
+    """1x1, 3x3 (strided, dilated), 1x1 convolutions around a residual; `channels` in the middle, 4x at the end."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm: type[nn.Module], drop_path: float):
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: type[nn.Module], drop_path: float, dilation: int = 1):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, dilation, dilation, bias=False)
         self.bn2 = norm(channels)
         self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
         self.bn3 = norm(4 * channels)

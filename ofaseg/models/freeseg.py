@@ -1,0 +1,336 @@
+"""FreeSeg: one network for open-vocabulary semantic, instance and panoptic segmentation (CVPR 2023, "FreeSeg: Unified, Universal and
+Open-Vocabulary Image Segmentation").
+
+Queries become masks and vectors; a vector's cosines with CLIP's text vectors, made from learned prompts of class and task, are class
+scores. Masked regions may be classified by CLIP's image tower as well.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from torch import Tensor
+
+from ofaseg.models import clip_dense
+from ofaseg.models.freeseg_state import upgrade_official_state
+from ofaseg.models.image_encoders.feature_pyramid import SIZES, TIMM_PREFIX, build_pyramid
+from ofaseg.models.layers.mask_predictor import MaskPredictor
+from ofaseg.models.layers.pixel_decoder import PixelDecoder, PixelFeatures
+from ofaseg.models.layers.region_crops import boxes_of, region_crops
+from ofaseg.models.layers.text_interaction import TextInteraction
+from ofaseg.models.segmenter import Segmenter
+from ofaseg.models.state import StateUpgrade
+from ofaseg.models.text_encoders.learned_prompt import TASK_TOKENS, LearnedPrompt, encode_with_beginning, pack_names
+from ofaseg.structures import MaskOutput
+
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
+"""ImageNet's, of RGB in 0..255."""
+TASKS = tuple(TASK_TOKENS)
+CLIP_SIZES = (
+    "plain_gelu", "patch_size", "image_size", "image_width", "image_layers", "image_heads",
+    "text_width", "text_layers", "text_heads", "projection_dim", "context_length", "vocab_size",
+)  # fmt: skip
+"""Options that are CLIP's own, see `ClipDenseConfig`."""
+
+
+@dataclass
+class FreeSegConfig(FairseqDataclass):
+    """Options of FreeSeg; the defaults are `freeseg_r50`."""
+
+    image_encoder: str = field(default="resnet50", metadata={"help": f"{', '.join(SIZES)}, or {TIMM_PREFIX}<name> for timm's"})
+    hidden_dim: int = field(default=256, metadata={"help": "width of pixel decoder and queries, a multiple of 32"})
+    mask_dim: int = field(default=256, metadata={"help": "channels of the features that masks are products with"})
+    num_queries: int = field(default=100, metadata={"help": "Q: masks per photo"})
+    encoder_layers: int = field(default=6, metadata={"help": "layers of the pixel decoder's deformable encoder"})
+    encoder_hidden: int = field(default=1024, metadata={"help": "width of its feed-forward networks"})
+    encoder_points: int = field(default=4, metadata={"help": "points per head and map of its deformable attention"})
+    decoder_layers: int = field(default=10, metadata={"help": "layers of the mask predictor (published: 10, Mask2Former: 9)"})
+    decoder_hidden: int = field(default=2048, metadata={"help": "width of its feed-forward networks"})
+    attention_heads: int = field(default=8, metadata={"help": "attention heads of all decoders"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout of the pixel decoder and of the attention to texts"})
+    interaction_dim: int = field(default=2048, metadata={"help": "width of the attention from pixels to texts, all heads together"})
+    interaction_heads: int = field(default=8, metadata={"help": "its heads"})
+    class_hidden: int = field(default=1024, metadata={"help": "hidden width of the layers that make query vectors"})
+    class_prompt_length: int = field(default=16, metadata={"help": "vectors of the learned class prompt"})
+    task_prompt_length: int = field(default=8, metadata={"help": "vectors of the learned task prompt; 0: texts do not tell tasks apart"})
+    frozen_prompts: bool = field(default=False, metadata={"help": "do not train the prompts: they come from prompt learning"})
+    first_task_text: bool = field(
+        default=False,
+        metadata={"help": "with frozen prompts: the text of a class stays that of the first task asked for, as in the published code"},
+    )
+    cosine_scale: float = field(default=100.0, metadata={"help": "what cosines are multiplied by"})
+    size_divisibility: int = field(default=32, metadata={"help": "photos are padded to multiples of so many pixels"})
+    mask_threshold: float = field(default=0.5, metadata={"help": "probability above which a pixel belongs to the region that CLIP reads"})
+    region_batch: int = field(default=32, metadata={"help": "regions that CLIP reads at a time"})
+    plain_gelu: bool = field(default=False, metadata={"help": "CLIP with GELU instead of OpenAI's QuickGELU"})
+    patch_size: int = field(default=16, metadata={"help": "side of a patch of CLIP in pixels"})
+    image_size: int = field(default=224, metadata={"help": "side in pixels of the regions that CLIP reads"})
+    image_width: int = field(default=768, metadata={"help": "width of CLIP's image tower"})
+    image_layers: int = field(default=12, metadata={"help": "blocks of CLIP's image tower"})
+    image_heads: int = field(default=12, metadata={"help": "attention heads of CLIP's image tower"})
+    text_width: int = field(default=512, metadata={"help": "width of CLIP's text tower"})
+    text_layers: int = field(default=12, metadata={"help": "blocks of CLIP's text tower"})
+    text_heads: int = field(default=8, metadata={"help": "attention heads of CLIP's text tower"})
+    projection_dim: int = field(default=512, metadata={"help": "dimension of CLIP's vectors"})
+    context_length: int = field(default=77, metadata={"help": "longest text in tokens, with prompts, start and end"})
+    vocab_size: int = field(default=49408, metadata={"help": "rows of CLIP's word embedding"})
+
+
+ARCHITECTURES = {
+    "freeseg_r50": dict(),
+    "freeseg_r101c": dict(image_encoder="resnet101c"),
+    "freeseg_nano": dict(
+        image_encoder="resnet_nano", hidden_dim=64, mask_dim=64, num_queries=20, encoder_layers=2, encoder_hidden=128,
+        decoder_layers=3, decoder_hidden=128, attention_heads=4, interaction_dim=64, interaction_heads=2, class_hidden=64,
+        **{name: value for name, value in clip_dense.ARCHITECTURES["clip_nano"].items() if name in CLIP_SIZES},
+    ),
+}  # fmt: skip
+"""Named architectures: what differs from the defaults of FreeSegConfig."""
+
+
+def architecture_config(name: str, **options) -> FreeSegConfig:
+    """The configuration of a named architecture, with `options` on top. Raises ValueError listing the known names."""
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
+    return FreeSegConfig(**(ARCHITECTURES[name] | options))
+
+
+class EncodedPhotos(NamedTuple):
+    """What is computed of photos before texts play a part: the same for every task and vocabulary.
+
+    Attributes:
+        pixels: feature maps of the padded photos.
+        regions_of: (B, 3, H, W) float, photos normalised as CLIP's, for the classification of regions.
+        sizes: for each of B photos its (height, width) without padding.
+    """
+
+    pixels: PixelFeatures
+    regions_of: Tensor
+    sizes: Sequence[tuple[int, int]]
+
+
+@register_model("freeseg", dataclass=FreeSegConfig)
+class FreeSeg(Segmenter, BaseFairseqModel):
+    """Image encoder, pixel decoder, interaction with texts, mask predictor, and a frozen CLIP with learned prompts.
+
+    Args:
+        config: sizes and options.
+        prompts: see `set_classes`; None for no classes yet.
+
+    Attributes:
+        clip: `open_clip.model.CLIP`, never trained.
+        names: token ids of the K class names.
+        grid_stride: pixels per cell of mask logits.
+
+    Raises:
+        ValueError: an unknown image encoder, widths that do not fit, or open_clip_torch is missing.
+    """
+
+    grid_stride = 4
+
+    def __init__(self, config: FreeSegConfig, prompts: Optional[Sequence] = None):
+        super().__init__()
+        self.config = config
+        self.image_encoder = build_pyramid(config.image_encoder)
+        self.pixel_decoder = PixelDecoder(
+            self.image_encoder.out_channels, config.hidden_dim, config.mask_dim, config.encoder_layers, config.attention_heads,
+            config.encoder_points, config.encoder_hidden, config.dropout,
+        )  # fmt: skip
+        self.interaction = TextInteraction(
+            config.hidden_dim, config.projection_dim, config.interaction_dim, config.interaction_heads, config.dropout
+        )
+        self.predictor = MaskPredictor(
+            config.hidden_dim, config.mask_dim, config.projection_dim, config.num_queries, config.decoder_layers,
+            config.attention_heads, config.decoder_hidden, config.class_hidden,
+        )  # fmt: skip
+        if config.mask_dim != config.hidden_dim:
+            raise ValueError(f"mask_dim {config.mask_dim}: maps and mask features read the same texts; give hidden_dim, {config.hidden_dim}")
+        self.clip = clip_dense.build_towers(clip_dense.ClipDenseConfig(**{name: getattr(config, name) for name in CLIP_SIZES}))
+        self.clip.requires_grad_(False)
+        self.prompt = LearnedPrompt(config.text_width, config.class_prompt_length, config.task_prompt_length)
+        self.prompt.requires_grad_(not config.frozen_prompts)
+        self.prompt.take_signals(self.clip.token_embedding.weight)
+        self.no_object = torch.nn.Parameter(config.projection_dim**-0.5 * torch.randn(1, config.projection_dim))
+        for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        for name, values in (("clip_mean", clip_dense.PIXEL_MEAN), ("clip_std", clip_dense.PIXEL_STD)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.names: list[list[int]] = []
+        self.set_classes(prompts)
+
+    @classmethod
+    def build_model(cls, cfg: FreeSegConfig, task) -> "FreeSeg":
+        """Builds the model for a task with a `text_tokenizer` and `class_prompts`.
+
+        Raises:
+            ValueError: the tokenizer is not CLIP's.
+        """
+        if len(task.text_tokenizer) != cfg.vocab_size:
+            raise ValueError(
+                f"the text tokenizer has {len(task.text_tokenizer)} entries, CLIP's word embedding {cfg.vocab_size} rows; "
+                "FreeSeg needs --text-tokenizer clip_bpe"
+            )
+        return cls(cfg, task.class_prompts)
+
+    # -- classes ---------------------------------------------------------------------------------------------------
+
+    def set_classes(self, prompts: Optional[Sequence[Sequence[Sequence[int]]]]) -> None:
+        """Replaces the class list; class k is the name `prompts[k]`: one text, token ids with start and end.
+
+        Raises:
+            ValueError: several texts for a class, an empty name, or one too long beside the learned prompts.
+        """
+        for k, texts in enumerate(prompts or ()):
+            if len(texts) != 1:
+                raise ValueError(f"class {k} has {len(texts)} texts; FreeSeg learns its prompts: give the bare name, templates=name")
+        self.names = [list(texts[0][1:-1]) for texts in prompts or ()]
+        longest = max(map(len, TASK_TOKENS.values())) if self.config.task_prompt_length else 0
+        beginning = longest + self.config.task_prompt_length + 1 + self.config.class_prompt_length
+        ids, lengths = pack_names(self.names, beginning, self.config.context_length)
+        device = self.pixel_mean.device
+        self.register_buffer("_name_ids", ids.to(device), persistent=False)
+        self.register_buffer("_name_lengths", lengths.to(device), persistent=False)
+        self.forget_text_vectors()
+
+    def forget_text_vectors(self) -> None:
+        """Text vectors of classes are made anew; needed only when weights were written past autograd's knowledge."""
+        self._text_vectors: dict[str, tuple[tuple, Tensor]] = {}
+
+    def class_embeddings(self, task: str = TASKS[0]) -> Tensor:
+        """(K, D) unit vectors of the classes for one of `TASKS`, kept as long as prompts and text tower stay as they are.
+
+        With gradient where the prompts are trained.
+
+        Raises:
+            ValueError: no classes, or an unknown task.
+        """
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+        if not self.names:
+            raise ValueError("this model has no classes; call set_classes first")
+        frozen = not self.prompt.class_prompt.requires_grad
+        if not frozen and torch.is_grad_enabled():
+            return self._encode(task)
+        key = "any" if self.config.task_prompt_length == 0 or (frozen and self.config.first_task_text) else task
+        tensors = (self.clip.token_embedding.weight, self.clip.text_projection)
+        version = (self.prompt.version(), *((tensor.data_ptr(), tensor._version) for tensor in tensors))
+        known = self._text_vectors.get(key)
+        if known is None or known[0] != version:
+            with torch.no_grad():
+                known = self._text_vectors[key] = (version, self._encode(task))
+        return known[1]
+
+    def _encode(self, task: str) -> Tensor:
+        """(K, D) from the text tower."""
+        words = self.clip.token_embedding
+        task_words = torch.stack([words.weight[token] for token in TASK_TOKENS[task]])
+        endings = self.prompt.endings(words(self._name_ids), self._name_lengths)
+        return encode_with_beginning(self.clip, self.prompt.beginning(task_words), endings, self._name_lengths + 1)
+
+    def text_features(self, task: str = TASKS[0]) -> Tensor:
+        """(K + 1, D) unit vectors of the classes and, in the last row, of no object."""
+        return torch.cat([self.class_embeddings(task), F.normalize(self.no_object, dim=-1)])
+
+    # -- passes ----------------------------------------------------------------------------------------------------
+
+    def encode(self, image: Tensor, sizes: Optional[Sequence[tuple[int, int]]] = None) -> EncodedPhotos:
+        """What does not depend on task and classes.
+
+        Args:
+            image: (B, 3, H, W) RGB in 0..255, any size; padded on the right and below where photos differ in size.
+            sizes: for each photo its (height, width) without that padding; None for H and W.
+        """
+        height, width = image.shape[2:]
+        sizes = [(height, width)] * len(image) if sizes is None else [(int(h), int(w)) for h, w in sizes]
+        colours = image.float()
+        normalised = (colours - self.pixel_mean) / self.pixel_std
+        for row, (h, w) in zip(normalised, sizes):  # padding is 0 after normalisation
+            row[:, h:] = 0
+            row[:, :, w:] = 0
+        step = self.config.size_divisibility
+        normalised = F.pad(normalised, (0, -width % step, 0, -height % step))
+        return EncodedPhotos(self.pixel_decoder(self.image_encoder(normalised)), colours, sizes)
+
+    def decode(self, pixels: PixelFeatures, text: Tensor, last_only: bool = False) -> MaskOutput:
+        """Masks and scores of encoded photos for text vectors (K + 1, D); of all decoder layers, or the last one."""
+        *maps, mask_features = self.interaction([*pixels.maps, pixels.mask_features], text)
+        predictions = self.predictor(maps, mask_features, last_only)
+        vectors = F.normalize(predictions.embeddings.to(text.dtype), dim=-1)
+        logits = self.config.cosine_scale * (vectors @ text.T)
+        return MaskOutput(logits.unbind(0), predictions.mask_embeddings, mask_features)
+
+    def forward(self, image: Tensor, task: str = TASKS[0], sizes: Optional[Sequence[tuple[int, int]]] = None) -> MaskOutput:
+        """Photos (see `encode`) -> masks and class scores for one of `TASKS`; of all decoder layers in training, else of the last."""
+        return self.decode(self.encode(image, sizes).pixels, self.text_features(task), last_only=not self.training)
+
+    @torch.no_grad()
+    def predict(
+        self, image: Tensor, tasks: Sequence[str] = TASKS[:1], sizes: Optional[Sequence[tuple[int, int]]] = None, regions: bool = True
+    ) -> dict[str, MaskOutput]:
+        """For each task the masks of photos (see `encode`) in evaluation mode, with CLIP's opinion of their regions if `regions`.
+
+        The photos are encoded once for all tasks. The training mode is restored.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            photos = self.encode(image, sizes)
+            outputs = {}
+            for task in tasks:
+                text = self.text_features(task)
+                output = self.decode(photos.pixels, text, last_only=True)
+                outputs[task] = self.with_regions(output, photos, text) if regions else output
+        finally:
+            self.train(was_training)
+        return outputs
+
+    def with_regions(self, output: MaskOutput, photos: EncodedPhotos, text: Tensor) -> MaskOutput:
+        """Adds `region_logits` and `region_valid`: what CLIP says of the masked regions of the photos, for text vectors (K + 1, D)."""
+        found = [self._region_logits(*of_photo, text) for of_photo in zip(output.mask_logits, photos.regions_of, photos.sizes)]
+        return output._replace(region_logits=torch.stack([f[0] for f in found]), region_valid=torch.stack([f[1] for f in found]))
+
+    def _region_logits(self, mask_logits: Tensor, colours: Tensor, size: tuple[int, int], text: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (Q, K + 1) of the regions of one photo and (Q,) whether there is one; zeros where there is none."""
+        height, width = size
+        padded = tuple(self.grid_stride * side for side in mask_logits.shape[1:])
+        masks = torch.cat([self._full_masks(part, padded)[:, :height, :width] for part in mask_logits.split(self.config.region_batch)])
+        boxes, valid = boxes_of(masks)
+        photo = (colours[:, :height, :width] - self.clip_mean) / self.clip_std
+        logits = text.new_zeros(len(masks), len(text))
+        present = valid.nonzero().flatten()
+        for chosen in present.split(self.config.region_batch):
+            crops = region_crops(photo, masks[chosen], boxes[chosen], self.config.image_size)
+            vectors = self.clip.encode_image(crops, normalize=True)
+            logits[chosen] = self.config.cosine_scale * (vectors.to(text.dtype) @ text.T)
+        return logits, valid
+
+    def _full_masks(self, mask_logits: Tensor, padded: tuple[int, int]) -> Tensor:
+        """Mask logits (Q, h, w) -> (Q, H, W) bool at the size of the padded photo."""
+        wide = F.interpolate(mask_logits[None].float(), size=padded, mode="bilinear", align_corners=True)[0]
+        return wide.sigmoid() > self.config.mask_threshold
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def upgrade_state(self, state_dict: dict) -> StateUpgrade:
+        """Makes a state dict of FreeSeg or Mask2Former loadable, in place; raises CheckpointError when it does not fit."""
+        self.forget_text_vectors()
+        return upgrade_official_state(state_dict, self.state_dict())
+
+    def upgrade_state_dict_named(self, state_dict: dict, name: str) -> None:
+        """fairseq's hook before strict loading."""
+        self.upgrade_state(state_dict)
+
+
+def _register_architecture(name: str) -> None:
+    def fill(args) -> None:
+        for key, value in ARCHITECTURES[name].items():
+            setattr(args, key, getattr(args, key, value))
+
+    register_model_architecture("freeseg", name)(fill)
+
+
+for _name in ARCHITECTURES:
+    _register_architecture(_name)

@@ -1,0 +1,67 @@
+"""Masked regions cut out of a photo and resized, as CLIP reads them (FreeSeg, section 3.5).
+
+Resizing is separable: one matrix per side and box resizes all regions of a photo together, equal to cropping and bicubic interpolation
+(align_corners, taps clamped to the box) of one after the other.
+"""
+
+import torch
+from torch import Tensor
+
+CUBIC = -0.75
+"""Of torch's bicubic kernel."""
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
+"""Blended pixels that exist at a time, per device type."""
+
+
+def boxes_of(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (Q, H, W) bool -> boxes (Q, 4) long: left, top, right, bottom, the latter two exclusive; and (Q,) whether there is a pixel.
+
+    The box of an empty mask is the pixel at the top left.
+    """
+    sides = []
+    for present in (masks.any(1), masks.any(2)):
+        places = torch.arange(present.shape[1], device=masks.device)
+        first = torch.where(present, places, present.shape[1]).amin(1)
+        last = torch.where(present, places, -1).amax(1)
+        sides.append((first, last + 1))
+    valid = masks.flatten(1).any(1)
+    (left, right), (top, bottom) = sides
+    boxes = torch.stack([left, top, right, bottom], 1)
+    return torch.where(valid[:, None], boxes, torch.tensor([0, 0, 1, 1], device=masks.device)), valid
+
+
+def cubic_matrix(first: Tensor, end: Tensor, source: int, size: int) -> Tensor:
+    """(Q, size, source) matrices that resize samples first .. end - 1 (each (Q,) long) of `source` ones to `size`."""
+    length = (end - first)[:, None]
+    places = torch.arange(size, device=first.device, dtype=torch.float32)
+    where = (length - 1).float() / max(size - 1, 1) * places
+    whole = where.floor().long().minimum(length - 1)
+    share = (where - whole).clamp(0, 1)
+    matrix = torch.zeros(len(first), size, source, device=first.device)
+    for step, distance in ((-1, share + 1), (0, share), (1, 1 - share), (2, 2 - share)):
+        near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance * distance + 1
+        far = ((CUBIC * distance - 5 * CUBIC) * distance + 8 * CUBIC) * distance - 4 * CUBIC
+        column = (whole + step).clamp(min=0).minimum(length - 1) + first[:, None]
+        matrix.scatter_add_(2, column[..., None], (near if step in (0, 1) else far)[..., None])
+    return matrix
+
+
+def region_crops(photo: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Regions of a photo, zero outside their mask.
+
+    Args:
+        photo: (3, H, W) normalised so that 0 is what surroundings are filled with.
+        masks: (Q, H, W) bool.
+        boxes: (Q, 4) as `boxes_of`.
+
+    Returns: (Q, 3, size, size).
+    """
+    height, width = photo.shape[1:]
+    step = max(1, CHUNK_ELEMENTS.get(photo.device.type, 2**24) // photo.numel())
+    crops = []
+    for part, box in zip(masks.split(step), boxes.split(step)):
+        rows = cubic_matrix(box[:, 1], box[:, 3], height, size)
+        columns = cubic_matrix(box[:, 0], box[:, 2], width, size)
+        blended = photo * part[:, None]
+        crops.append(rows[:, None] @ blended @ columns[:, None].transpose(2, 3))
+    return torch.cat(crops) if crops else photo.new_zeros(0, 3, size, size)
