@@ -58,7 +58,8 @@ class MaskOutput(NamedTuple):
 
     def layer_mask_logits(self, layer: int) -> Tensor:
         """(B, Q, h, w) mask logits of prediction `layer`, before sigmoid."""
-        return (self.mask_embeddings[layer] @ self.mask_features.flatten(2)).unflatten(2, self.mask_features.shape[2:])
+        features = self.mask_features
+        return (self.mask_embeddings[layer].to(features.dtype) @ features.flatten(2)).unflatten(2, features.shape[2:])
 
     @property
     def mask_logits(self) -> Tensor:

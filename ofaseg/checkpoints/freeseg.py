@@ -124,13 +124,11 @@ def load_image_encoder(model: nn.Module, path) -> None:
     """
     path = Path(path)
     weights = load_arrays(path) if path.suffix == ".pkl" else load_state(path)["model"]
-    own = {key.removeprefix("image_encoder."): value for key, value in model.state_dict().items() if key.startswith("image_encoder.")}
+    own = model.image_encoder.state_dict()
     if any(key.startswith("model.") for key in own):  # timm's, whose classifier is another part
         weights = {f"model.{key}": value for key, value in weights.items() if f"model.{key}" in own}
     else:
         weights = backbone_to_ours(weights)
-    weights = {f"image_encoder.{key}": value for key, value in weights.items()}
-    own = {f"image_encoder.{key}": value for key, value in own.items()}
     _load_part(model, weights, own, f"{path}: not the backbone {model.config.image_encoder}")
 
 
@@ -149,6 +147,9 @@ def backbone_to_ours(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_part(model: nn.Module, weights: dict[str, Tensor], own: dict[str, Tensor], foreign: str) -> None:
+    """Copies `weights` into the entries `own` of the model's state, if they are the same in number and shape."""
     check_entries(weights, own, foreign, "Check the file, and the sizes that the model was asked for")
-    model.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        for key, value in weights.items():
+            own[key].copy_(value)
     model.forget_text_vectors()

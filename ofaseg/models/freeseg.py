@@ -225,10 +225,12 @@ class FreeSeg(Segmenter, BaseFairseqModel):
 
     def _encode(self, task: str) -> Tensor:
         """(K, D) from the text tower."""
-        words = self.clip.token_embedding
-        task_words = torch.stack([words.weight[token] for token in TASK_TOKENS[task]])
-        endings = self.prompt.endings(words(self._name_ids), self._name_lengths)
-        return encode_with_beginning(self.clip, self.prompt.beginning(task_words), endings, self._name_lengths + 1)
+        endings = self.prompt.endings(self.clip.token_embedding(self._name_ids), self._name_lengths)
+        return encode_with_beginning(self.clip, self.prompt.beginning(self.task_words(task)), endings, self._name_lengths + 1)
+
+    def task_words(self, task: str) -> Tensor:
+        """(n, width) word vectors of the words that stand for a task."""
+        return torch.stack([self.clip.token_embedding.weight[token] for token in TASK_TOKENS[task]])
 
     def text_features(self, task: str = TASKS[0]) -> Tensor:
         """(K + 1, D) unit vectors of the classes and, in the last row, of no object."""
@@ -301,7 +303,7 @@ class FreeSeg(Segmenter, BaseFairseqModel):
         photo = (colours[:, :height, :width] - self.clip_mean) / self.clip_std
         logits = text.new_zeros(len(masks), len(text))
         present = valid.nonzero().flatten()
-        for chosen in present.split(self.config.region_batch):
+        for chosen in present.split(self.config.region_batch) if len(present) else ():
             crops = region_crops(photo, masks[chosen], boxes[chosen], self.config.image_size)
             vectors = self.clip.encode_image(crops, normalize=True)
             logits[chosen] = self.config.cosine_scale * (vectors.to(text.dtype) @ text.T)

@@ -47,7 +47,7 @@ class TextInteraction(nn.Module):
     def _folded(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Texts (T, text_dim) -> keys (heads * T, dim), their biases (heads * T), values (heads * T, dim)."""
         with torch.autocast(text.device.type, enabled=False):
-            text, heads = text.float(), self.heads
+            text, heads = text.to(self.k_proj.weight.dtype), self.heads
             keys = self.k_proj(text).unflatten(1, (heads, -1)).transpose(0, 1) * self.scale  # (heads, T, inner / heads)
             values = self.v_proj(text).unflatten(1, (heads, -1)).transpose(0, 1)
             bias = (keys @ self.q_proj.bias.view(heads, -1, 1)).flatten()
