@@ -24,6 +24,7 @@ setup(
         "opencv-python>=4.8",
         "pyarrow>=15",
         "safetensors>=0.4",
+        "scipy",
         "sentencepiece",
         "timm>=1.0",
         "tokenizers>=0.15",

@@ -22,6 +22,7 @@ def _register() -> None:
     import criterions.seg_token_cross_entropy  # noqa: F401
     import criterions.vision_language_pretraining  # noqa: F401
     import ofaseg.models.clip_dense  # noqa: F401
+    import ofaseg.models.freeseg  # noqa: F401
     import ofaseg.models.fusioner  # noqa: F401
     import ofaseg.models.ifseg  # noqa: F401
     import ofaseg.models.simseg  # noqa: F401

@@ -12,7 +12,7 @@ PACKAGES = ("ofaseg", "user_tasks", "criterions", "data_prep", "tools")
 LEAVES = {
     f"ofaseg.{name}"
     for name in ("structures", "vocabulary", "prompts", "seg_tokens", "losses", "atomic", "tokenizers", "wordpiece", "distributed", "utils")
-} | {"ofaseg.clip_bpe"}
+} | {"ofaseg.clip_bpe", "ofaseg.mask_losses", "ofaseg.mask_matching"}
 EVERYTHING = {"*"}
 # part -> the parts it may import, beside itself; "lazily" only inside functions
 ALLOWED = {
@@ -40,7 +40,7 @@ LAZILY = {"ofaseg.checkpoints": {"ofaseg", "ofaseg.data"}, "ofaseg.doctor": {"of
 # where fairseq may show: registered classes and datasets; layers, encoders, losses, shards and metrics are plain torch
 HOST = ("ofaseg/*.py", "ofaseg/models/*.py", "ofaseg/data/*_dataset.py", "ofaseg/optim/*", "ofaseg/checkpoints/*", "ofaseg/commands/*")
 HOST += ("user_tasks/*", "criterions/*", "tools/*", "ofaseg/doctor/run_config.py")
-PLAIN = tuple(f"ofaseg/{name}.py" for name in ("vocabulary", "structures", "losses", "seg_tokens", "prompts", "atomic"))
+PLAIN = tuple(f"ofaseg/{name}.py" for name in ("vocabulary", "structures", "losses", "mask_losses", "mask_matching", "seg_tokens", "prompts", "atomic"))
 OPTIONAL = ("mmcv", "mmseg", "mmengine", "matplotlib", "datasets", "pycocotools", "pydensecrf", "ray", "openai", "open_clip", "ftfy")
 LOGGING = ("wandb", "tensorboard", "tensorboardX")  # optional too, but fairseq's progress bar imports them where they are installed
 

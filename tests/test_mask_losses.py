@@ -111,7 +111,9 @@ def test_matching_against_every_assignment(monkeypatch, chunk):
 def test_more_masks_than_queries_and_numbers_that_are_none():
     output = make_output()
     matches = match_masks(output, make_targets((2, 0, 8)))
-    assert matches[2].queries.shape == (LAYERS, QUERIES) and sorted(matches[2].targets[0].tolist()) == sorted(set(matches[2].targets[0].tolist()))
+    assert matches[2].queries.shape == (LAYERS, QUERIES) and sorted(matches[2].targets[0].tolist()) == sorted(
+        set(matches[2].targets[0].tolist())
+    )
     broken = output._replace(class_logits=tuple(logits * float("nan") for logits in output.class_logits))
     assert match_masks(broken, make_targets((2, 0, 3)))[2].queries.shape == (LAYERS, 3)
 

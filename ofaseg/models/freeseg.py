@@ -10,11 +10,12 @@ from typing import NamedTuple, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from torch import Tensor
 
-from ofaseg.models import clip_dense
+from ofaseg.models.clip_dense import PIXEL_MEAN as CLIP_MEAN
+from ofaseg.models.clip_dense import PIXEL_STD as CLIP_STD
+from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes, build_towers
 from ofaseg.models.freeseg_state import upgrade_official_state
 from ofaseg.models.image_encoders.feature_pyramid import SIZES, TIMM_PREFIX, build_pyramid
 from ofaseg.models.layers.mask_predictor import MaskPredictor
@@ -29,16 +30,11 @@ from ofaseg.structures import MaskOutput
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
 """ImageNet's, of RGB in 0..255."""
 TASKS = tuple(TASK_TOKENS)
-CLIP_SIZES = (
-    "plain_gelu", "patch_size", "image_size", "image_width", "image_layers", "image_heads",
-    "text_width", "text_layers", "text_heads", "projection_dim", "context_length", "vocab_size",
-)  # fmt: skip
-"""Options that are CLIP's own, see `ClipDenseConfig`."""
 
 
 @dataclass
-class FreeSegConfig(FairseqDataclass):
-    """Options of FreeSeg; the defaults are `freeseg_r50`."""
+class FreeSegConfig(ClipSizes):
+    """Options of FreeSeg, CLIP's sizes among them; the defaults are `freeseg_r50`. CLIP reads regions of `image_size` pixels."""
 
     image_encoder: str = field(default="resnet50", metadata={"help": f"{', '.join(SIZES)}, or {TIMM_PREFIX}<name> for timm's"})
     hidden_dim: int = field(default=256, metadata={"help": "width of pixel decoder and queries, a multiple of 32"})
@@ -65,18 +61,6 @@ class FreeSegConfig(FairseqDataclass):
     size_divisibility: int = field(default=32, metadata={"help": "photos are padded to multiples of so many pixels"})
     mask_threshold: float = field(default=0.5, metadata={"help": "probability above which a pixel belongs to the region that CLIP reads"})
     region_batch: int = field(default=32, metadata={"help": "regions that CLIP reads at a time"})
-    plain_gelu: bool = field(default=False, metadata={"help": "CLIP with GELU instead of OpenAI's QuickGELU"})
-    patch_size: int = field(default=16, metadata={"help": "side of a patch of CLIP in pixels"})
-    image_size: int = field(default=224, metadata={"help": "side in pixels of the regions that CLIP reads"})
-    image_width: int = field(default=768, metadata={"help": "width of CLIP's image tower"})
-    image_layers: int = field(default=12, metadata={"help": "blocks of CLIP's image tower"})
-    image_heads: int = field(default=12, metadata={"help": "attention heads of CLIP's image tower"})
-    text_width: int = field(default=512, metadata={"help": "width of CLIP's text tower"})
-    text_layers: int = field(default=12, metadata={"help": "blocks of CLIP's text tower"})
-    text_heads: int = field(default=8, metadata={"help": "attention heads of CLIP's text tower"})
-    projection_dim: int = field(default=512, metadata={"help": "dimension of CLIP's vectors"})
-    context_length: int = field(default=77, metadata={"help": "longest text in tokens, with prompts, start and end"})
-    vocab_size: int = field(default=49408, metadata={"help": "rows of CLIP's word embedding"})
 
 
 ARCHITECTURES = {
@@ -85,7 +69,7 @@ ARCHITECTURES = {
     "freeseg_nano": dict(
         image_encoder="resnet_nano", hidden_dim=64, mask_dim=64, num_queries=20, encoder_layers=2, encoder_hidden=128,
         decoder_layers=3, decoder_hidden=128, attention_heads=4, interaction_dim=64, interaction_heads=2, class_hidden=64,
-        **{name: value for name, value in clip_dense.ARCHITECTURES["clip_nano"].items() if name in CLIP_SIZES},
+        **CLIP_SIZES["nano"],
     ),
 }  # fmt: skip
 """Named architectures: what differs from the defaults of FreeSegConfig."""
@@ -147,8 +131,10 @@ class FreeSeg(Segmenter, BaseFairseqModel):
             config.attention_heads, config.decoder_hidden, config.class_hidden,
         )  # fmt: skip
         if config.mask_dim != config.hidden_dim:
-            raise ValueError(f"mask_dim {config.mask_dim}: maps and mask features read the same texts; give hidden_dim, {config.hidden_dim}")
-        self.clip = clip_dense.build_towers(clip_dense.ClipDenseConfig(**{name: getattr(config, name) for name in CLIP_SIZES}))
+            raise ValueError(
+                f"mask_dim {config.mask_dim}: maps and mask features read the same texts; give hidden_dim, {config.hidden_dim}"
+            )
+        self.clip = build_towers(config)
         self.clip.requires_grad_(False)
         self.prompt = LearnedPrompt(config.text_width, config.class_prompt_length, config.task_prompt_length)
         self.prompt.requires_grad_(not config.frozen_prompts)
@@ -156,7 +142,7 @@ class FreeSeg(Segmenter, BaseFairseqModel):
         self.no_object = torch.nn.Parameter(config.projection_dim**-0.5 * torch.randn(1, config.projection_dim))
         for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
-        for name, values in (("clip_mean", clip_dense.PIXEL_MEAN), ("clip_std", clip_dense.PIXEL_STD)):
+        for name, values in (("clip_mean", CLIP_MEAN), ("clip_std", CLIP_STD)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
         self.names: list[list[int]] = []
         self.set_classes(prompts)

@@ -116,7 +116,7 @@ def _current(key: str) -> str:
     """Keys of the first Mask2Former files under the names of the later ones."""
     key = key.replace(".static_query.", ".query_feat.")
     if key.startswith(HEAD) and not key.startswith(tuple(f"{HEAD}{part}." for part in ("pixel_decoder", "predictor", "interaction"))):
-        return f"{HEAD}pixel_decoder.{key[len(HEAD):]}"
+        return f"{HEAD}pixel_decoder.{key[len(HEAD) :]}"
     return key
 
 

@@ -132,7 +132,10 @@ def test_plain_mask2former(nano):
     state = {key: value for key, value in state.items() if "_layers.9." not in key and "class_embed" not in key}
     state |= {f"sem_seg_head.predictor.class_embed.{name}": torch.zeros(3, 64) for name in ("weight", "bias")}
     state["criterion.empty_weight"] = torch.ones(4)
-    old = {key.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.").replace("query_feat", "static_query"): value for key, value in state.items()}
+    old = {
+        key.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.").replace("query_feat", "static_query"): value
+        for key, value in state.items()
+    }
     for file in (state, old):
         file = dict(file)
         report = model.upgrade_state(file)

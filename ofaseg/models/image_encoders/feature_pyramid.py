@@ -101,9 +101,7 @@ class TimmPyramid(nn.Module):
         """Normalised photos (B, 3, H, W), sides multiples of 32 -> for each of `LEVELS` (B, C, H / stride, W / stride)."""
         features = dict(zip(LEVELS, self.model(images)))
         # some of timm's transformers return channels last
-        return {
-            level: x if x.shape[1] == self.out_channels[level] else x.permute(0, 3, 1, 2).contiguous() for level, x in features.items()
-        }
+        return {level: x if x.shape[1] == self.out_channels[level] else x.permute(0, 3, 1, 2).contiguous() for level, x in features.items()}
 
 
 def build_pyramid(name: str) -> nn.Module:

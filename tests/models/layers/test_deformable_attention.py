@@ -52,7 +52,8 @@ def test_gradients_of_both_forms(inputs):
     value, reference, offsets, weights = inputs
     upstream = torch.randn(2, 6, HEADS * WIDTH, dtype=torch.double)
     both = [
-        torch.autograd.grad(form(value, SHAPES, reference, offsets, weights), inputs, upstream) for form in (sample_by_gather, sample_by_grid)
+        torch.autograd.grad(form(value, SHAPES, reference, offsets, weights), inputs, upstream)
+        for form in (sample_by_gather, sample_by_grid)
     ]
     for name, gathered, sampled in zip(("value", "reference", "offsets", "weights"), *both):
         assert sampled.abs().max() > 0, name

@@ -44,7 +44,9 @@ def whole_text(clip, prompt, name):
 
 def encode(clip, prompt, names):
     ids, lengths = pack_names(names, 3 + 3 + 1 + 4, 24)
-    return encode_with_beginning(clip, prompt.beginning(clip.token_embedding(WORDS)), prompt.endings(clip.token_embedding(ids), lengths), lengths + 1)
+    return encode_with_beginning(
+        clip, prompt.beginning(clip.token_embedding(WORDS)), prompt.endings(clip.token_embedding(ids), lengths), lengths + 1
+    )
 
 
 def test_the_shared_beginning_changes_nothing(clip, prompt):
