@@ -157,7 +157,11 @@ def test_matching_losses_and_gradients(case, task):
     output = model(case.batch, task, case.sizes)
     layers = supervised_layers(len(output.class_logits))
     matches = match_masks(output, targets, layers=list(layers))
-    for n, match in enumerate(matches):
+    with torch.no_grad():  # the stored assignments are those of the prediction for the first task, whatever the targets
+        stored = match_masks(
+            output if task == case.tasks[0] else model(case.batch, case.tasks[0], case.sizes), targets, layers=list(layers)
+        )
+    for n, match in enumerate(stored):
         assert torch.stack([match.queries[0], match.targets[0]]).tolist() == arrays[f"match/{task}/{n}"].tolist()
     losses = mask_set_losses(output, targets, matches, torch.tensor(float(len(targets.classes))), layers=layers)
     sum(losses.values()).backward()
@@ -165,14 +169,14 @@ def test_matching_losses_and_gradients(case, task):
     golden = dict(zip(arrays[f"loss/{task}/names"].tolist(), arrays[f"loss/{task}/values"].tolist()))
     assert set(golden) == set(losses)
     errors = {name: abs(float(losses[name].detach()) / value - 1) for name, value in golden.items()}
-    assert max(errors.values()) < 1e-4, errors
+    assert max(errors.values()) < 1e-5, errors
     norms = dict(zip(arrays[f"grad/{task}/names"].tolist(), arrays[f"grad/{task}/norms"].tolist()))
     trained = to_official({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
     assert set(norms) == set(trained)
     wrong = {
         name: float(trained[name].grad.norm()) / norm - 1
         for name, norm in norms.items()
-        if norm >= 1e-6 * max(norms.values()) and abs(float(trained[name].grad.norm()) / norm - 1) >= 1e-3
+        if norm >= 1e-6 * max(norms.values()) and abs(float(trained[name].grad.norm()) / norm - 1) >= 1e-4
     }
     assert not wrong, wrong
     model.zero_grad()
@@ -207,12 +211,13 @@ def test_semantic_scores(case):
     case.model.set_classes(prompts_of(spec["test_classes"]))
     try:
         seen, weight = torch.tensor(spec["seen_flag"]).bool(), ensemble_weight(spec["official_config"])
+        output = case.model.eval().predict(case.batch, case.tasks[:1], case.sizes)[case.tasks[0]]
+        padded = tuple(4 * side for side in output.mask_logits.shape[2:])
         for n in names:
-            height, width = case.images[n].shape[1:]
-            output = case.model.eval().predict(case.images[n][None], case.tasks[:1])[case.tasks[0]]
-            padded = tuple(4 * side for side in output.mask_logits.shape[2:])
-            masks = F.interpolate(output.mask_logits, padded, mode="bilinear", align_corners=True)[0, :, :height, :width].sigmoid()
-            scores = torch.einsum("qk,qhw->khw", ensemble(output, 0, seen, weight), masks)
+            height, width = case.sizes[n]
+            masks = F.interpolate(output.mask_logits[n : n + 1], padded, mode="bilinear", align_corners=True)
+            masks = masks[0, :, :height, :width].sigmoid()
+            scores = torch.einsum("qk,qhw->khw", ensemble(output, n, seen, weight), masks)
             golden = torch.from_numpy(arrays[f"inference/{n}/semantic_argmax"].astype(np.int64))
             scores = F.interpolate(scores[None], golden.shape, mode="bilinear", align_corners=False)[0]
             assert_close(scores[:, ::16, ::16], arrays[f"inference/{n}/semantic_scores_every_16th"], 1e-4)
