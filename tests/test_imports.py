@@ -40,7 +40,8 @@ LAZILY = {"ofaseg.checkpoints": {"ofaseg", "ofaseg.data"}, "ofaseg.doctor": {"of
 # where fairseq may show: registered classes and datasets; layers, encoders, losses, shards and metrics are plain torch
 HOST = ("ofaseg/*.py", "ofaseg/models/*.py", "ofaseg/data/*_dataset.py", "ofaseg/optim/*", "ofaseg/checkpoints/*", "ofaseg/commands/*")
 HOST += ("user_tasks/*", "criterions/*", "tools/*", "ofaseg/doctor/run_config.py")
-PLAIN = tuple(f"ofaseg/{name}.py" for name in ("vocabulary", "structures", "losses", "mask_losses", "mask_matching", "seg_tokens", "prompts", "atomic"))
+PLAIN_NAMES = ("vocabulary", "structures", "losses", "mask_losses", "mask_matching", "seg_tokens", "prompts", "atomic")
+PLAIN = tuple(f"ofaseg/{name}.py" for name in PLAIN_NAMES)
 OPTIONAL = ("mmcv", "mmseg", "mmengine", "matplotlib", "datasets", "pycocotools", "pydensecrf", "ray", "openai", "open_clip", "ftfy")
 LOGGING = ("wandb", "tensorboard", "tensorboardX")  # optional too, but fairseq's progress bar imports them where they are installed
 

@@ -20,7 +20,7 @@ from ofaseg.models.freeseg_state import upgrade_official_state
 from ofaseg.models.image_encoders.feature_pyramid import SIZES, TIMM_PREFIX, build_pyramid
 from ofaseg.models.layers.mask_predictor import MaskPredictor
 from ofaseg.models.layers.pixel_decoder import PixelDecoder, PixelFeatures
-from ofaseg.models.layers.region_crops import boxes_of, region_crops
+from ofaseg.models.layers.region_crops import full_masks, region_vectors
 from ofaseg.models.layers.text_interaction import TextInteraction
 from ofaseg.models.segmenter import Segmenter
 from ofaseg.models.state import StateUpgrade
@@ -87,12 +87,12 @@ class EncodedPhotos(NamedTuple):
 
     Attributes:
         pixels: feature maps of the padded photos.
-        regions_of: (B, 3, H, W) float, photos normalised as CLIP's, for the classification of regions.
+        colours: (B, 3, H, W) float in 0..255, which regions are cut from.
         sizes: for each of B photos its (height, width) without padding.
     """
 
     pixels: PixelFeatures
-    regions_of: Tensor
+    colours: Tensor
     sizes: Sequence[tuple[int, int]]
 
 
@@ -277,28 +277,14 @@ class FreeSeg(Segmenter, BaseFairseqModel):
 
     def with_regions(self, output: MaskOutput, photos: EncodedPhotos, text: Tensor) -> MaskOutput:
         """Adds `region_logits` and `region_valid`: what CLIP says of the masked regions of the photos, for text vectors (K + 1, D)."""
-        found = [self._region_logits(*of_photo, text) for of_photo in zip(output.mask_logits, photos.regions_of, photos.sizes)]
-        return output._replace(region_logits=torch.stack([f[0] for f in found]), region_valid=torch.stack([f[1] for f in found]))
-
-    def _region_logits(self, mask_logits: Tensor, colours: Tensor, size: tuple[int, int], text: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (Q, K + 1) of the regions of one photo and (Q,) whether there is one; zeros where there is none."""
-        height, width = size
-        padded = tuple(self.grid_stride * side for side in mask_logits.shape[1:])
-        masks = torch.cat([self._full_masks(part, padded)[:, :height, :width] for part in mask_logits.split(self.config.region_batch)])
-        boxes, valid = boxes_of(masks)
-        photo = (colours[:, :height, :width] - self.clip_mean) / self.clip_std
-        logits = text.new_zeros(len(masks), len(text))
-        present = valid.nonzero().flatten()
-        for chosen in present.split(self.config.region_batch) if len(present) else ():
-            crops = region_crops(photo, masks[chosen], boxes[chosen], self.config.image_size)
-            vectors = self.clip.encode_image(crops, normalize=True)
-            logits[chosen] = self.config.cosine_scale * (vectors.to(text.dtype) @ text.T)
-        return logits, valid
-
-    def _full_masks(self, mask_logits: Tensor, padded: tuple[int, int]) -> Tensor:
-        """Mask logits (Q, h, w) -> (Q, H, W) bool at the size of the padded photo."""
-        wide = F.interpolate(mask_logits[None].float(), size=padded, mode="bilinear", align_corners=True)[0]
-        return wide.sigmoid() > self.config.mask_threshold
+        logits, valid = [], []
+        for mask_logits, colours, (height, width) in zip(output.mask_logits, photos.colours, photos.sizes):
+            masks = full_masks(mask_logits, self.grid_stride, (height, width), self.config.mask_threshold)
+            photo = (colours[:, :height, :width] - self.clip_mean) / self.clip_std
+            vectors, found = region_vectors(self.clip, photo, masks, self.config.image_size, self.config.region_batch)
+            logits.append(self.config.cosine_scale * (vectors.to(text.dtype) @ text.T))
+            valid.append(found)
+        return output._replace(region_logits=torch.stack(logits), region_valid=torch.stack(valid))
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Resizing is separable: one matrix per side and box resizes all regions of a phot
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CUBIC = -0.75
@@ -65,3 +66,35 @@ def region_crops(photo: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tens
         blended = photo * part[:, None]
         crops.append(rows[:, None] @ blended @ columns[:, None].transpose(2, 3))
     return torch.cat(crops) if crops else photo.new_zeros(0, 3, size, size)
+
+
+def full_masks(mask_logits: Tensor, stride: int, size: tuple[int, int], threshold: float) -> Tensor:
+    """Mask logits (Q, h, w) of a padded photo, each for `stride` pixels -> (Q, H, W) bool, whether probabilities exceed `threshold`.
+
+    `size` is (H, W) without padding. Masks are stretched over the padded photo corner to corner, as in the published code.
+    """
+    padded = [stride * side for side in mask_logits.shape[1:]]
+    step = max(1, CHUNK_ELEMENTS.get(mask_logits.device.type, 2**24) // (padded[0] * padded[1]))
+    masks = []
+    for part in mask_logits.split(step):
+        wide = F.interpolate(part[None].float(), size=padded, mode="bilinear", align_corners=True)[0]
+        masks.append(wide[:, : size[0], : size[1]].sigmoid() > threshold)
+    return torch.cat(masks)
+
+
+def region_vectors(clip, photo: Tensor, masks: Tensor, size: int, batch: int) -> tuple[Tensor, Tensor]:
+    """CLIP's unit vectors (Q, D) of the masked regions of one photo, zeros where there is none, and (Q,) whether there is one.
+
+    Args:
+        clip: `open_clip.model.CLIP`.
+        photo: (3, H, W) normalised as CLIP reads photos: surroundings are filled with its mean colour.
+        masks: (Q, H, W) bool.
+        size: side of what CLIP reads in pixels; batch: how many regions it reads at a time.
+    """
+    boxes, valid = boxes_of(masks)
+    present = valid.nonzero().flatten()
+    vectors = photo.new_zeros(len(masks), clip.text_projection.shape[1])
+    for chosen in present.split(batch) if len(present) else ():
+        crops = region_crops(photo, masks[chosen], boxes[chosen], size)
+        vectors[chosen] = clip.encode_image(crops, normalize=True).to(vectors.dtype)
+    return vectors, valid

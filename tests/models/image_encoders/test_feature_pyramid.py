@@ -1,4 +1,4 @@
-"""Feature pyramids: torchvision's ResNet-50 with the same weights, the dilations of the last stage, timm's models, wrong names."""
+"""Feature pyramids: torchvision's ResNet with the same weights, the dilations of the last stage, timm's models, wrong names."""
 
 import pytest
 import torch
@@ -22,8 +22,11 @@ def randomise(model):
 
 def test_against_torchvision():
     """All four stages, with folded norms (no gradient) and without."""
-    ours = randomise(build_pyramid("resnet50")).eval()
-    theirs = torchvision.models.resnet50(norm_layer=torchvision.ops.FrozenBatchNorm2d).eval()
+    blocks = [1, 2, 1, 1]
+    ours = randomise(ResNetPyramid(blocks)).eval()
+    theirs = torchvision.models.ResNet(
+        torchvision.models.resnet.Bottleneck, blocks, num_classes=1, norm_layer=torchvision.ops.FrozenBatchNorm2d
+    ).eval()
     missing, unknown = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert set(missing) == {"fc.weight", "fc.bias"} and not unknown
     photos = torch.randn(1, 3, 40, 72)
