@@ -83,18 +83,23 @@ def sample_by_gather(value: Tensor, shapes: Shapes, reference: Tensor, offsets: 
     for level, (height, width) in enumerate(shapes):
         x = reference[:, 0, None, None] * width - 0.5 + offsets[:, :, :, level, :, 0]  # (B, N, heads, points)
         y = reference[:, 1, None, None] * height - 0.5 + offsets[:, :, :, level, :, 1]
-        left, top = x.detach().floor(), y.detach().floor()
-        for row, share_y in ((top, top + 1 - y), (top + 1, y - top)):
-            for column, share_x in ((left, left + 1 - x), (left + 1, x - left)):
-                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-                place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long() + start
-                rows.append(first + place * heads)
-                factors.append(share_x * share_y * inside * weights[:, :, :, level])
+        (column, share_x), (row, share_y) = _neighbours(x, width), _neighbours(y, height)
+        place = (row * width)[..., None] + column[..., None, :]  # (B, N, heads, points, 2, 2)
+        rows.append(first + ((place + start) * heads).flatten(3))
+        factors.append((share_y[..., None] * (share_x * weights[:, :, :, level, :, None])[..., None, :]).flatten(3))
         start += height * width
     rows = torch.cat(rows, -1).view(batch * queries * heads, -1)
     factors = torch.cat(factors, -1).view(batch * queries * heads, -1)
     bags = F.embedding_bag(rows, value.reshape(-1, dim), mode="sum", per_sample_weights=factors.to(value.dtype))
     return bags.view(batch, queries, heads * dim)
+
+
+def _neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Places between samples 0 .. size - 1 of an axis -> the two next samples (..., 2), and their shares, 0 for those outside."""
+    low = place.detach().floor()
+    index = torch.stack([low, low + 1], -1)
+    share = 1 - (place[..., None] - index).abs()
+    return index.clamp(0, size - 1).long(), share * ((index >= 0) & (index < size))
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
