@@ -10,9 +10,10 @@ from typing import NamedTuple, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
 
+from ofaseg.models.architectures import named_config, register_architectures
 from ofaseg.models.clip_dense import PIXEL_MEAN as CLIP_MEAN
 from ofaseg.models.clip_dense import PIXEL_STD as CLIP_STD
 from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes, build_towers
@@ -77,9 +78,7 @@ ARCHITECTURES = {
 
 def architecture_config(name: str, **options) -> FreeSegConfig:
     """The configuration of a named architecture, with `options` on top. Raises ValueError listing the known names."""
-    if name not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
-    return FreeSegConfig(**(ARCHITECTURES[name] | options))
+    return named_config(FreeSegConfig, ARCHITECTURES, name, options)
 
 
 class EncodedPhotos(NamedTuple):
@@ -298,13 +297,4 @@ class FreeSeg(Segmenter, BaseFairseqModel):
         self.upgrade_state(state_dict)
 
 
-def _register_architecture(name: str) -> None:
-    def fill(args) -> None:
-        for key, value in ARCHITECTURES[name].items():
-            setattr(args, key, getattr(args, key, value))
-
-    register_model_architecture("freeseg", name)(fill)
-
-
-for _name in ARCHITECTURES:
-    _register_architecture(_name)
+register_architectures("freeseg", ARCHITECTURES)
