@@ -84,9 +84,10 @@ def sample_by_gather(value: Tensor, shapes: Shapes, reference: Tensor, offsets: 
         x = reference[:, 0, None, None] * width - 0.5 + offsets[:, :, :, level, :, 0]  # (B, N, heads, points)
         y = reference[:, 1, None, None] * height - 0.5 + offsets[:, :, :, level, :, 1]
         (column, share_x), (row, share_y) = _neighbours(x, width), _neighbours(y, height)
-        place = (row * width)[..., None] + column[..., None, :]  # (B, N, heads, points, 2, 2)
+        place = (row * width)[..., :, None, :] + column[..., None, :, :]  # (B, N, heads, 2, 2, points)
         rows.append(first + ((place + start) * heads).flatten(3))
-        factors.append((share_y[..., None] * (share_x * weights[:, :, :, level, :, None])[..., None, :]).flatten(3))
+        shares = share_y[..., :, None, :] * share_x[..., None, :, :]
+        factors.append((shares * weights[:, :, :, level, None, None]).flatten(3))
         start += height * width
     rows = torch.cat(rows, -1).view(batch * queries * heads, -1)
     factors = torch.cat(factors, -1).view(batch * queries * heads, -1)
@@ -95,10 +96,10 @@ def sample_by_gather(value: Tensor, shapes: Shapes, reference: Tensor, offsets: 
 
 
 def _neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Places between samples 0 .. size - 1 of an axis -> the two next samples (..., 2), and their shares, 0 for those outside."""
+    """Places (..., points) on an axis of `size` samples -> the two next samples (..., 2, points) and their shares, 0 for those outside."""
     low = place.detach().floor()
-    index = torch.stack([low, low + 1], -1)
-    share = 1 - (place[..., None] - index).abs()
+    index = torch.stack([low, low + 1], -2)
+    share = torch.stack([low + 1 - place, place - low], -2)
     return index.clamp(0, size - 1).long(), share * ((index >= 0) & (index < size))
 
 
