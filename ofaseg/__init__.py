@@ -18,6 +18,7 @@ if _parent not in sys.path:
 def _register() -> None:
     """Imports everything that registers itself with fairseq (its own import of sub-folders is skipped on a second import)."""
     import criterions.image_text_contrastive  # noqa: F401
+    import criterions.mask_matching  # noqa: F401
     import criterions.masked_binary_cross_entropy  # noqa: F401
     import criterions.seg_token_cross_entropy  # noqa: F401
     import criterions.vision_language_pretraining  # noqa: F401
@@ -31,6 +32,7 @@ def _register() -> None:
     import user_tasks.fusion_segmentation  # noqa: F401
     import user_tasks.image_text_pretraining  # noqa: F401
     import user_tasks.seq2seq_segmentation  # noqa: F401
+    import user_tasks.unified_segmentation  # noqa: F401
     import user_tasks.vision_language_pretraining  # noqa: F401
 
 

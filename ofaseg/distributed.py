@@ -15,6 +15,14 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def summed(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, without gradient; all must call it together."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """(n, ...) of every process, the same n everywhere -> (world * n, ...) in rank order.
 

@@ -8,7 +8,6 @@ from typing import NamedTuple, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ofaseg.structures import MaskOutput, MaskTargets
@@ -64,6 +63,8 @@ def match_masks(
 
     `generator` draws the points, when `costs` has some.
     """
+    from scipy.optimize import linear_sum_assignment  # takes a while, and only training needs it
+
     costs = costs or MatchCosts()
     layers = range(len(output.class_logits)) if layers is None else layers
     device, queries = output.mask_features.device, output.class_logits[0].shape[1]

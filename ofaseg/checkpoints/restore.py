@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Optional
 
-from ofaseg.checkpoints import clip, fusioner, simseg
+from ofaseg.checkpoints import clip, freeseg, fusioner, simseg
 from ofaseg.checkpoints.class_vectors import keep_text_vectors
 from ofaseg.checkpoints.ifseg import (
     infer_architecture,
@@ -18,6 +18,7 @@ from ofaseg.checkpoints.ifseg import (
 )
 from ofaseg.checkpoints.safe import load_state
 from ofaseg.models.clip_state import is_clip
+from ofaseg.models.freeseg_state import to_ours as freeseg_entries
 from ofaseg.models.fusioner_state import is_fusioner
 from ofaseg.models.ofa.state import CLASS_KEYS
 from ofaseg.models.prompted_segmenter import PromptedSegmenter
@@ -27,11 +28,11 @@ from ofaseg.vocabulary import ClassVocabulary
 logger = logging.getLogger(__name__)
 
 DEFAULT_TASKS = {"segofa": "seq2seq_segmentation"} | dict.fromkeys(("simseg", "clip_dense"), "dense_segmentation")
-DEFAULT_TASKS["fusioner"] = "fusion_segmentation"
+DEFAULT_TASKS |= {"fusioner": "fusion_segmentation", "freeseg": "unified_segmentation"}
 """Registered model -> the task that segments with it."""
 NO_CLASSES = "none"
 """Stands for the class list where there is none: a task has at least one class."""
-TOKENIZER_OPTIONS = {"simseg": "bert_vocab", "clip_dense": "clip_bpe", "fusioner": "clip_bpe"}
+TOKENIZER_OPTIONS = {"simseg": "bert_vocab"} | dict.fromkeys(("clip_dense", "fusioner", "freeseg"), "clip_bpe")
 """Registered model -> the task's option that the commands' one option for every tokenizer stands for."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -149,12 +150,16 @@ def published_architecture(weights: dict, where: str) -> tuple[str, str, dict]:
         CheckpointError: the weights are of no method here.
     """
     from ofaseg.models import clip_dense
+    from ofaseg.models import freeseg as freeseg_model
     from ofaseg.models import ifseg as segofa
     from ofaseg.models import simseg as simseg_model
 
     if is_fusioner(weights):
         name, options = fusioner.infer_architecture(weights, where)
         return "fusioner", name, options
+    if freeseg.is_freeseg(freeseg_entries(weights)):
+        name, options = freeseg.infer_architecture(freeseg_entries(weights), where)
+        return "freeseg", name, freeseg_model.ARCHITECTURES[name] | options
     if is_clip(weights):
         name, options = clip.infer_architecture(weights, where)
         return "clip_dense", name, clip_dense.ARCHITECTURES[name] | options

@@ -118,6 +118,8 @@ def _load_safetensors(path: Path) -> dict:
 
 def _under_our_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights of official SimSeg and CLIP files under our names; others as they are."""
+    if "prompt.class_prompt" in weights:
+        return weights  # FreeSeg's of ours, whose towers alone would look like CLIP
     if simseg_state.is_official(weights):
         return simseg_state.to_ours(weights)
     return clip_state.to_ours(weights) if clip_state.is_clip(weights) else weights

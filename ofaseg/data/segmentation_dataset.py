@@ -43,6 +43,9 @@ class SegmentationDataset(RowDataset):
         ValueError: another `on_bad_sample`.
     """
 
+    carried = NATIVE_LISTS
+    """Key of a sample -> key of a batch, for what a batch lists photo by photo."""
+
     def __init__(
         self,
         reader: ShardReader,
@@ -137,7 +140,7 @@ class SegmentationDataset(RowDataset):
             batch["target"] = default_collate([s["label_map"] for s in good])
         if all("native_label_map" in s for s in good):
             batch["native_label_maps"] = [s["native_label_map"] for s in good]
-        for key, name in NATIVE_LISTS.items():
+        for key, name in self.carried.items():
             if key in good[0]:
                 batch[name] = [s[key] for s in good]
         return batch

@@ -249,9 +249,19 @@ class FreeSeg(Segmenter, BaseFairseqModel):
         logits = self.config.cosine_scale * (vectors @ text.T)
         return MaskOutput(logits.unbind(0), predictions.mask_embeddings, mask_features)
 
-    def forward(self, image: Tensor, task: str = TASKS[0], sizes: Optional[Sequence[tuple[int, int]]] = None) -> MaskOutput:
-        """Photos (see `encode`) -> masks and class scores for one of `TASKS`; of all decoder layers in training, else of the last."""
-        return self.decode(self.encode(image, sizes).pixels, self.text_features(task), last_only=not self.training)
+    def forward(
+        self,
+        image: Tensor,
+        task: str = TASKS[0],
+        sizes: Optional[Sequence[tuple[int, int]]] = None,
+        rows: Optional[Tensor] = None,
+    ) -> MaskOutput:
+        """Photos (see `encode`) -> masks and class scores for one of `TASKS`; of all decoder layers in training, else of the last.
+
+        `rows` are the rows of `text_features` that play a part, when classes are held out; the last one must be that of no object.
+        """
+        text = self.text_features(task)
+        return self.decode(self.encode(image, sizes).pixels, text if rows is None else text[rows], last_only=not self.training)
 
     @torch.no_grad()
     def predict(

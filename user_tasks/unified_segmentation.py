@@ -1,0 +1,222 @@
+"""Task of models that make semantic, instance and panoptic masks with one set of weights (FreeSeg)."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Optional, Sequence
+
+import numpy as np
+import torch
+from fairseq.dataclass import ChoiceEnum
+from fairseq.tasks import register_task
+from torch import Tensor
+
+from ofaseg.clip_bpe import ClipTokenizer, find_merges
+from ofaseg.data import transforms
+from ofaseg.data.mask_target_dataset import INSTANCE, PANOPTIC, SEMANTIC, MaskTargetDataset, mask_targets
+from ofaseg.evaluation.mask_proposals import class_map, classify_masks, upsample_masks
+from ofaseg.evaluation.postprocess import PostProcess
+from ofaseg.structures import MaskOutput, SegmentationOutput, unwrap
+from ofaseg.vocabulary import ClassVocabulary
+from user_tasks.dense_segmentation import PromptedClasses
+from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
+
+TASKS = (SEMANTIC, INSTANCE, PANOPTIC)
+SCALES = tuple(k / 10 for k in range(5, 16))
+"""Short sides of training photos are so many times the crop's (published, on COCO: 320, 384 ... 960 for 640)."""
+
+
+@dataclass
+class UnifiedSegmentationConfig(SegmentationTaskConfig):
+    patch_image_size: int = field(default=640, metadata={"help": "side of training crops, short side of test photos (COCO: 640)"})
+    label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
+    text_tokenizer: ChoiceEnum(["clip_bpe"]) = field(default="clip_bpe", metadata={"help": "how texts are cut: clip_bpe (CLIP)"})
+    clip_bpe: str = field(
+        default="", metadata={"help": "bpe_simple_vocab_16e6.txt.gz of CLIP, or its folder (default: the one inside open_clip_torch)"}
+    )
+    text_length: int = field(default=77, metadata={"help": "longest class name in tokens, with both ends"})
+    templates: str = field(default="name", metadata={"help": "sentences around class names; prompts are learned, so: name"})
+    tasks: str = field(
+        default=",".join(TASKS), metadata={"help": "what is trained, one drawn per update: semantic,instance,panoptic or some of them"}
+    )
+    clip_checkpoint: str = field(default="", metadata={"help": "CLIP file that texts and regions are read with, OpenAI's or open_clip's"})
+    random_towers: bool = field(default=False, metadata={"help": "without --clip-checkpoint: CLIP of random weights, for tests"})
+    image_checkpoint: str = field(default="", metadata={"help": "weights of the image encoder to start from (ImageNet's)"})
+    prompt_checkpoint: str = field(default="", metadata={"help": "checkpoint of prompt learning, whose prompts are taken"})
+    without_regions: bool = field(default=False, metadata={"help": "predict without CLIP's opinion of the masked regions: quicker"})
+    ensemble_weight: float = field(
+        default=0.8, metadata={"help": "0..1, how much of a base class's score is the query's, and of a novel one's CLIP's"}
+    )
+
+
+@register_task("unified_segmentation", dataclass=UnifiedSegmentationConfig)
+class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
+    """Trains on masks of a kind drawn for each update, the same on all processes (FreeSeg, section 3.1); scores and predicts class maps.
+
+    Classes that the vocabulary marks as novel are kept from training: neither their masks nor their texts play a part.
+
+    Attributes:
+        tasks: what is trained, of `TASKS`.
+        trained_classes: ids of the classes that training knows.
+    """
+
+    def __init__(self, cfg: UnifiedSegmentationConfig, vocabulary: ClassVocabulary):
+        super().__init__(cfg, vocabulary)
+        self.tasks = parse_tasks(cfg.tasks)
+        if not 0 <= cfg.ensemble_weight <= 1:
+            raise ValueError(f"ensemble_weight {cfg.ensemble_weight}: give a number from 0 to 1")
+        self.size_multiple = 1
+        self.set_up_prompts(cfg, vocabulary.names)
+
+    @classmethod
+    def setup_task(cls, cfg: UnifiedSegmentationConfig, **kwargs):
+        return cls(cfg, cls.resolve_vocabulary(cfg))
+
+    def build_text_tokenizer(self, cfg):
+        """CLIP's. Raises TokenizerError without its merges."""
+        return ClipTokenizer(find_merges(cfg.clip_bpe))
+
+    def build_model(self, cfg, from_checkpoint: bool = False):
+        """Builds the model and reads the files of its parts, unless a checkpoint, or `--pretrained`, brings them.
+
+        Raises:
+            CheckpointError: no CLIP is named, or a file does not fit.
+        """
+        from ofaseg.checkpoints import CheckpointError, freeseg  # checkpoints know tasks, so tasks import them late
+
+        model = super().build_model(cfg, from_checkpoint)
+        self.size_multiple = model.config.size_divisibility
+        if from_checkpoint:
+            return model
+        if not (self.cfg.clip_checkpoint or self.cfg.pretrained or self.cfg.random_towers):
+            raise CheckpointError("the frozen CLIP needs its weights: give --clip-checkpoint (a local file), or --pretrained")
+        if self.cfg.clip_checkpoint:
+            freeseg.load_clip(model, self.cfg.clip_checkpoint)
+        if self.cfg.image_checkpoint:
+            freeseg.load_image_encoder(model, self.cfg.image_checkpoint)
+        if self.cfg.prompt_checkpoint:
+            freeseg.load_prompts(model, self.cfg.prompt_checkpoint)
+        return model
+
+    # ---- classes ----
+
+    @property
+    def trained_classes(self) -> list[int]:
+        novel = self.vocabulary.novel or (False,) * len(self.vocabulary)
+        return [k for k, held_out in enumerate(novel) if not held_out]
+
+    def set_class_names(self, vocabulary: ClassVocabulary) -> None:
+        """Replaces the class vocabulary; the model needs `give_classes(model)` afterwards."""
+        self.vocabulary = vocabulary
+        self.class_prompts = self.prompts_of(vocabulary.names)
+
+    def give_classes(self, model) -> None:
+        """Tells a model the task's classes."""
+        model.set_classes(self.class_prompts)
+
+    # ---- data ----
+
+    def dataset_class(self):
+        rows = np.full(len(self.vocabulary), -1)
+        rows[self.trained_classes] = np.arange(len(self.trained_classes))
+        return partial(MaskTargetDataset, tasks=self.tasks, class_rows=rows)
+
+    def training_transform(self, sample: dict, rng: np.random.Generator) -> dict:
+        """Short side drawn from `SCALES`, crop, flip, colour jitter; crops are taken wherever they fall, as published."""
+        size = self.cfg.patch_image_size
+        short = int(size * rng.choice(SCALES) + 0.5)
+        sample = transforms.random_crop(transforms.resize_short_side(sample, short, LONG_SIDE * size), rng, size, cat_max_ratio=1.0)
+        return transforms.photometric_distortion(transforms.random_flip(sample, rng), rng)
+
+    # ---- steps ----
+
+    def drawn_task(self, update_num: int) -> str:
+        """The task of an update: the same on all processes, in every batch of the update, and after resuming."""
+        return str(np.random.default_rng((self.cfg.seed, update_num)).choice(self.tasks))
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
+        if ignore_grad and "target" not in sample:
+            sample = self._first_training_batch(sample["id"].device)  # see SegmentationTask.train_step
+        sample = self.with_masks(sample, self.drawn_task(update_num)) | {"counted": not ignore_grad}
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad=ignore_grad, **kwargs)
+
+    def with_masks(self, sample: dict, task: str) -> dict:
+        """A training batch with `masks` for a task of `TASKS`, and what tells the model of it."""
+        maps = sample["target"] if task == SEMANTIC else sample["segment_maps"]
+        masks = mask_targets(maps, [lists[task] for lists in sample["mask_lists"]], self.size_multiple)
+        inputs = sample["net_input"] | {"task": task}
+        if len(self.trained_classes) < len(self.vocabulary):
+            rows = [*self.trained_classes, len(self.vocabulary)]
+            inputs["rows"] = torch.tensor(rows, device=inputs[self.image_key].device)
+        return sample | {"net_input": inputs, "masks": masks}
+
+    def valid_step(self, sample, model, criterion, ema_model=None):
+        model = unwrap(ema_model if ema_model is not None else model)
+        model.eval()
+        device = next(model.parameters()).device
+        if not sample["nsentences"]:
+            loss, _, log = self._empty_step(sample, device)
+            return loss, 0, log | {"sample_size": 0} | dict.fromkeys(criterion.parts, loss)
+        output = self.proposals(model, sample["net_input"])
+        lists = [lists[SEMANTIC].to(device) for lists in sample["mask_lists"]]
+        targets = mask_targets([part.to(device) for part in sample["input_label_maps"]], lists, self.size_multiple)
+        loss, sample_size, log = criterion.loss(output, targets)
+        log["_bad_rows"] = len(sample.get("bad_rows", ()))
+        results = self.class_maps(output, sample["net_input"][self.image_key].shape[2:], sample["native_sizes"])
+        return loss, sample_size, log | self.counts("_confusion", results, sample["native_label_maps"])
+
+    def validation_posts(self) -> dict[str, PostProcess]:
+        return {"_confusion": self.post_process()}
+
+    # ---- prediction ----
+
+    @torch.no_grad()
+    def proposals(self, model, net_input: dict) -> MaskOutput:
+        """Masks and scores of a batch for semantic segmentation."""
+        image = net_input[self.image_key].to(next(model.parameters()).device, non_blocking=True)
+        with self.autocast(image.device):
+            return model.predict(image, (SEMANTIC,), regions=not self.cfg.without_regions)[SEMANTIC]
+
+    def class_maps(self, output: MaskOutput, size: Sequence[int], native_sizes) -> list[SegmentationOutput]:
+        """The best class of every pixel at native size (FreeSeg, section 3.4), from proposals for photos of `size` (H, W)."""
+        logits = output.mask_logits
+        padded = tuple(-(-side // self.size_multiple) * self.size_multiple for side in size)
+        results = []
+        for photo, native_size in enumerate(native_sizes):
+            regions = (None, None) if output.region_logits is None else (output.region_logits[photo], output.region_valid[photo])
+            masks = upsample_masks(logits[photo], padded, tuple(size))
+            found = classify_masks(masks, output.class_logits[-1][photo], *regions, self._base(logits), self.cfg.ensemble_weight)
+            results.append(SegmentationOutput(class_map(found, native_size)))
+        return results
+
+    def _base(self, like: Tensor) -> Optional[Tensor]:
+        """(K,) bool, True for classes of the training; None where the vocabulary does not tell: all count as novel, as published."""
+        return ~torch.tensor(self.vocabulary.novel, device=like.device) if any(self.vocabulary.novel) else None
+
+    def predict_batch(self, model, net_input: dict, native_sizes, post: Optional[PostProcess] = None) -> list[SegmentationOutput]:
+        """Segments a batch at native sizes into classes.
+
+        Args:
+            net_input: as collated; moved to the model's device here.
+            native_sizes: B pairs (H, W).
+            post: must be without options: mask proposals are made into class maps in one way.
+
+        Raises:
+            ValueError: `post` has options.
+        """
+        post = post or self.post_process()
+        if post.flip_average or post.return_scores or post.refine != "none" or post.resnet_iters or post.window or post.scales != (1.0,):
+            raise ValueError(
+                "unified_segmentation makes class maps of mask proposals; flip, refine, resnet_iters, window, scales and scores of every "
+                "class are not for it: leave them out"
+            )
+        output = self.proposals(model, net_input)
+        return self.class_maps(output, net_input[self.image_key].shape[2:], native_sizes)
+
+
+def parse_tasks(text: str) -> tuple[str, ...]:
+    """'semantic,panoptic' -> its parts, each of `TASKS`, in their order there. Raises ValueError for others, and for none."""
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [part for part in given if part not in TASKS]
+    if unknown or not given:
+        raise ValueError(f"--tasks {text!r}: give one or more of {','.join(TASKS)}")
+    return tuple(task for task in TASKS if task in given)
