@@ -234,3 +234,24 @@ def test_files_of_the_parts(tmp_path, shards):
     files = dict(prompt_checkpoint=str(tmp_path / "whole.pt"), image_checkpoint=str(tmp_path / "image.pt"))
     other = build(make_task(shards, **files))
     assert (other.prompt.class_prompt == 0.25).all() and (other.image_encoder.bn1.running_mean == 3).all()
+
+
+@torch.no_grad()
+def test_a_file_in_the_published_layout_is_segmented_with(tmp_path, shards):
+    """Its sizes are read from it; heads of the nano size, narrower than the published ones, are given."""
+    from ofaseg.checkpoints import load_model
+    from ofaseg.checkpoints.freeseg import export_official
+
+    task = make_task(shards, without_regions=True)
+    model = build(task)
+    export_official(model, tmp_path / "model.pth")
+    sizes = {key: getattr(model.config, key) for key in ("image_encoder", "image_heads", "text_heads", "interaction_heads")}
+    overrides = sizes | {"patch_image_size": 64, "without_regions": True}
+    other, restored = load_model(tmp_path / "model.pth", class_names="red,green,blue", overrides=overrides)
+    assert type(restored) is type(task) and restored.vocabulary.names == task.vocabulary.names
+    photo = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    batch = task.encode_image_for_predict(photo)
+    ours, theirs = (t.predict_batch(m, batch["net_input"], [(50, 70)])[0].label_map for t, m in ((task, model), (restored, other)))
+    assert torch.equal(ours, theirs)
+    changed, _ = load_model(tmp_path / "model.pth", class_names="cat,dog", overrides=overrides)
+    assert changed.class_embeddings().shape == (2, 40)
