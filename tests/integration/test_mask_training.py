@@ -27,7 +27,7 @@ def world(tmp_path_factory):
 
 def train(world, save_dir, *extra, **options):
     flags = (
-        "--user-dir ofaseg --optimizer torch_adamw --lr 3e-3 --lr-scheduler fixed --clip-norm 0.1 --batch-size 4 --valid-subset val "
+        "--user-dir ofaseg --optimizer torch_adamw --lr 1e-3 --lr-scheduler fixed --clip-norm 0.1 --batch-size 4 --valid-subset val "
         "--batch-size-valid 3 --required-batch-size-multiple 1 --num-workers 0 --log-interval 1 --best-checkpoint-metric mIoU "
         "--maximize-best-checkpoint-metric --no-epoch-checkpoints --dropout 0 --without-regions --seed 3"
     ).split()
@@ -46,13 +46,13 @@ def scores(outcome):
 def plain(world, tmp_path_factory):
     """Long enough for class maps that are better than those of one class everywhere."""
     folder = tmp_path_factory.mktemp("plain")
-    extra = ("--tasks", "semantic", "--no-photo-augmentation", "--max-epoch", 60, "--validate-interval", 30, "--save-interval", 30)
+    extra = ("--tasks", "semantic", "--no-photo-augmentation", "--max-epoch", 40, "--validate-interval", 20, "--save-interval", 20)
     return folder, train(world, folder, *extra)
 
 
 def test_the_loss_falls(plain):
     found = of_updates(plain[1])
-    assert len(found) == 120 and np.mean(found[-10:]) < 0.6 * np.mean(found[:10])
+    assert len(found) == 80 and np.mean(found[-10:]) < 0.4 * np.mean(found[:10])
     assert len(scores(plain[1])) == 2 and scores(plain[1])[-1][1] > 0.35  # blue everywhere: 0.25
 
 
