@@ -18,6 +18,7 @@ from ofaseg.data.present_classes import present_classes
 from ofaseg.evaluation.corner_windows import corner_windows, published_stride
 from ofaseg.evaluation.few_shot import NUM_COUNTS, PROTOCOLS, few_shot_scores, pair_counts
 from ofaseg.evaluation.postprocess import PostProcess
+from ofaseg.models.layers.subclass_fusion import NAME_RULES
 from ofaseg.models.text_encoders.text_table import NameTokenizer, TextTable
 from ofaseg.structures import DenseOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary, parse_class_names
@@ -39,6 +40,9 @@ class FusionSegmentationConfig(DenseSegmentationConfig):
     text_length: int = field(default=77, metadata={"help": "longest prompt in tokens, with both ends"})
     templates: str = field(
         default="fusioner32", metadata={"help": "sentences around class names: fusioner32, imagenet80, name, or a text file"}
+    )
+    fusion: ChoiceEnum(NAME_RULES) = field(
+        default="superclass_mean", metadata={"help": "how finer names make a class vector: superclass_mean (with the class name) or mean"}
     )
     benchmark: ChoiceEnum([NO_BENCHMARK, *BENCHMARKS]) = field(
         default=NO_BENCHMARK, metadata={"help": "whose folds say which classes are held out; none: --novel-classes, or those of the shards"}

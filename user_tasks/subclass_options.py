@@ -8,14 +8,11 @@ from typing import Callable, Optional, Sequence
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings
-from ofaseg.models.layers.subclass_fusion import RULES, SubclassPrompts, check_rule
+from ofaseg.models.layers.subclass_fusion import NAME_RULES, RULES, SubclassPrompts, check_rule
 from ofaseg.subclasses.label_set import LabelSet, LabelSetError, load_label_set
 from ofaseg.tokenizers import TokenizerError
 
 logger = logging.getLogger(__name__)
-
-NAME_RULES = ("mean", "superclass_mean")
-"""Rules for models that make one vector per class from words, before they have seen a photo."""
 
 
 @dataclass

@@ -29,7 +29,7 @@ def keep_text_vectors(model, prompts: Sequence) -> None:
         folder = os.path.expanduser("~/.cache/ofaseg")
     if not folder:
         return
-    _keep(Path(folder), model, prompts, model.keep_class_embeddings, model.class_embeddings)
+    _keep(Path(folder), model, prompts, model.keep_class_embeddings, model.name_embeddings)
     if model.subclasses is not None:
         _keep(Path(folder), model, model.subclasses.flat, model.keep_subclass_embeddings, model.subclass_embeddings)
 

@@ -1,11 +1,11 @@
 """What models share whose image and text tower were trained together: class maps as cosines, pairs, finer names of classes."""
 
-from typing import Optional, Sequence, Union
+from typing import Optional, Union
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ofaseg.models.layers.subclass_fusion import SubclassPrompts, padded_subclasses, subclass_maps
+from ofaseg.models.layers.subclass_fusion import padded_subclasses, subclass_maps
 from ofaseg.models.prompted_segmenter import PromptedSegmenter
 from ofaseg.models.state import StateUpgrade
 from ofaseg.structures import DenseOutput, ImageTextOutput
@@ -47,39 +47,6 @@ class DualEncoder(PromptedSegmenter):
         return self.config.projection_dim
 
     # -- classes ---------------------------------------------------------------------------------------------------
-
-    def set_classes(self, prompts: Optional[Sequence[Sequence[Sequence[int]]]]) -> None:
-        """Replaces the class list; class k is the mean over its prompts, `prompts[k]`, each the token ids of one text.
-
-        Subclasses belong to a class list: they are gone afterwards.
-        """
-        self.subclasses = None
-        super().set_classes(prompts)
-
-    def set_subclasses(self, subclasses: Optional[SubclassPrompts]) -> None:
-        """Makes class maps from finer names; which classes a photo holds stays with the class names (LLM supervision).
-
-        Raises:
-            ValueError: another number of classes, or a class without subclasses.
-        """
-        if subclasses is not None and len(subclasses.prompts) != len(self.prompts or ()):
-            raise ValueError(f"subclasses of {len(subclasses.prompts)} classes for a model of {len(self.prompts or ())} classes")
-        self.subclasses = subclasses
-        self._text_vectors.pop("subclasses", None)
-
-    def subclass_embeddings(self) -> Tensor:
-        """(N, D) unit vectors of the subclasses of all K classes, class by class, made and kept as `class_embeddings`.
-
-        Raises:
-            ValueError: the model has no subclasses.
-        """
-        if self.subclasses is None:
-            raise ValueError("this model has no subclasses; call set_subclasses first")
-        return self._vectors("subclasses", self.subclasses.flat)
-
-    def keep_subclass_embeddings(self, vectors: Tensor) -> None:
-        """Takes `vectors` (N, D) for what `subclass_embeddings` would compute."""
-        self._text_vectors["subclasses"] = vectors.to(self.pixel_mean.device)
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """As `nn.Module.train`; training changes the text tower, so text vectors are forgotten."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Optional, Sequence
 
 import torch
+import torch.nn.functional as F
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
@@ -18,6 +19,7 @@ from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes
 from ofaseg.models.frozen_towers import CLIP, KINDS, TABLE, TEXT_TOWERS, FrozenTowers, ignore_missing_towers
 from ofaseg.models.image_encoders.frozen import NAMED
 from ofaseg.models.layers.joint_fusion import JointFusion
+from ofaseg.models.layers.subclass_fusion import NAME_RULES, SubclassPrompts, mean_vectors, padded_subclasses
 from ofaseg.models.layers.upsampled_cosines import cosine_maps, upsampled_cosines
 from ofaseg.models.layers.upsampling_decoder import UpsamplingDecoder
 from ofaseg.models.prompted_segmenter import PromptedSegmenter
@@ -208,10 +210,23 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         """The tokenizer of a table of text vectors; None where the text tower reads words."""
         return None if self.towers.table is None else NameTokenizer(self.towers.table)
 
-    def set_subclasses(self, subclasses) -> None:
-        """Finer names of classes are no part of this method. Raises ValueError unless `subclasses` is None."""
-        if subclasses is not None:
-            raise ValueError("Fusioner has no finer names of classes: leave subclasses out")
+    def set_subclasses(self, subclasses: Optional[SubclassPrompts]) -> None:
+        """Makes a class the mean over its finer names (rules `NAME_RULES`): the fusion takes one vector per class, before it sees a photo.
+
+        Raises:
+            ValueError: another rule, another number of classes, or a class without subclasses.
+        """
+        if subclasses is not None and subclasses.rule not in NAME_RULES:
+            raise ValueError(f"fusion {subclasses.rule}: Fusioner takes one vector per class; use {' or '.join(NAME_RULES)}")
+        super().set_subclasses(subclasses)
+
+    def class_embeddings(self) -> Tensor:
+        """(K, Dt) unit vectors of the class names, or of their finer names. Raises ValueError: the model has no classes."""
+        names = super().class_embeddings()
+        if self.subclasses is None:
+            return names
+        vectors, mask = padded_subclasses(self.subclass_embeddings(), self.subclasses.counts)
+        return F.normalize(mean_vectors(vectors, mask, names, self.subclasses.rule), dim=-1)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor
 
+from ofaseg.models.layers.subclass_fusion import SubclassPrompts
 from ofaseg.models.segmenter import Segmenter
 from ofaseg.models.text_encoders.class_embeddings import class_embeddings
 
@@ -53,8 +54,11 @@ class PromptedSegmenter(Segmenter):
     # -- classes ---------------------------------------------------------------------------------------------------
 
     def set_classes(self, prompts: Optional[Sequence[Sequence[Sequence[int]]]]) -> None:
-        """Replaces the class list; class k is the mean over its prompts, `prompts[k]`, each the token ids of one text."""
-        self.prompts = prompts
+        """Replaces the class list; class k is the mean over its prompts, `prompts[k]`, each the token ids of one text.
+
+        Subclasses belong to a class list: they are gone afterwards.
+        """
+        self.prompts, self.subclasses = prompts, None
         self.forget_text_vectors()
 
     def class_embeddings(self) -> Tensor:
@@ -63,9 +67,38 @@ class PromptedSegmenter(Segmenter):
         Raises:
             ValueError: the model has no classes.
         """
+        return self.name_embeddings()
+
+    def name_embeddings(self) -> Tensor:
+        """(K, D) as `class_embeddings`, of the class names themselves, whatever finer names there are."""
         if not self.prompts and "classes" not in self._text_vectors:
             raise ValueError("this model has no classes; call set_classes first")
         return self._vectors("classes", self.prompts)
+
+    def set_subclasses(self, subclasses: Optional[SubclassPrompts]) -> None:
+        """Makes class maps from finer names; which classes a photo holds stays with the class names (LLM supervision).
+
+        Raises:
+            ValueError: another number of classes, or a class without subclasses.
+        """
+        if subclasses is not None and len(subclasses.prompts) != len(self.prompts or ()):
+            raise ValueError(f"subclasses of {len(subclasses.prompts)} classes for a model of {len(self.prompts or ())} classes")
+        self.subclasses = subclasses
+        self._text_vectors.pop("subclasses", None)
+
+    def subclass_embeddings(self) -> Tensor:
+        """(N, D) unit vectors of the subclasses of all K classes, class by class, made and kept as `class_embeddings`.
+
+        Raises:
+            ValueError: the model has no subclasses.
+        """
+        if self.subclasses is None:
+            raise ValueError("this model has no subclasses; call set_subclasses first")
+        return self._vectors("subclasses", self.subclasses.flat)
+
+    def keep_subclass_embeddings(self, vectors: Tensor) -> None:
+        """Takes `vectors` (N, D) for what `subclass_embeddings` would compute."""
+        self._text_vectors["subclasses"] = vectors.to(self.pixel_mean.device)
 
     def _vectors(self, kind: str, prompts: Sequence) -> Tensor:
         """Unit vectors of `prompts`, one per entry, from memory where they are there."""
@@ -84,7 +117,7 @@ class PromptedSegmenter(Segmenter):
         return vectors
 
     def keep_class_embeddings(self, vectors: Tensor) -> None:
-        """Takes `vectors` (K, D) for what `class_embeddings` would compute from weights and prompts as they are now."""
+        """Takes `vectors` (K, D) for what `name_embeddings` would compute from weights and prompts as they are now."""
         self._text_vectors["classes"] = vectors.to(self.pixel_mean.device)
 
     def forget_text_vectors(self) -> None:

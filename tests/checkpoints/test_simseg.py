@@ -141,14 +141,14 @@ def test_a_missing_vocabulary_and_missing_names_are_one_message(folder, weights)
 @pytest.fixture
 def made(monkeypatch):
     """Counts how often class vectors are computed."""
-    calls, compute = [], SimSeg.class_embeddings
+    calls, compute = [], SimSeg.name_embeddings
 
     def note(model):
         if "classes" not in model._text_vectors:
             calls.append(model)
         return compute(model)
 
-    monkeypatch.setattr(SimSeg, "class_embeddings", note)
+    monkeypatch.setattr(SimSeg, "name_embeddings", note)
     return calls
 
 

@@ -9,6 +9,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 
 from ofaseg.checkpoints.fusioner import load_towers
 from ofaseg.models.fusioner import ARCHITECTURES, PIXEL_STATISTICS, Fusioner, architecture_config
+from ofaseg.models.layers.subclass_fusion import SubclassPrompts
 from ofaseg.models.state import CheckpointError
 
 END = 59
@@ -284,5 +285,5 @@ def test_wrong_choices():
         build(text_tower="gpt")
     with pytest.raises(ValueError, match="image tower 'resnet9999': neither clip, mobilenet_v2, .* nor a model of timm"):
         build(image_tower="resnet9999")
-    with pytest.raises(ValueError, match="no finer names"):
-        build().set_subclasses(())
+    with pytest.raises(ValueError, match="one vector per class; use mean or superclass_mean"):
+        build().set_subclasses(SubclassPrompts([[[[1]]]], "max"))

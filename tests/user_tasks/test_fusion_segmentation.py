@@ -130,3 +130,23 @@ def test_validation_counts_pairs(tmp_path):
     assert scores["mIoU"] == pytest.approx(inter / union) and scores["pairs"] == len(data) == int(samples)
     empty = {"nsentences": 0, "bad_rows": ["gone"], "net_input": {}, "id": torch.zeros(0)}
     assert not task.valid_step(empty, model, None)[2]["_pairs"].any()
+
+
+@torch.no_grad()
+def test_finer_names_make_class_vectors(tmp_path):
+    import json
+
+    (tmp_path / "names.json").write_text(json.dumps({"green": ["blue"], "red": ["red", "green"], "blue": ["blue"]}))
+    task = make_task(tmp_path, NAMES, subclasses=str(tmp_path / "names.json"), fusion="mean")
+    model = make_model(task)
+    names = model.class_embeddings()
+    task.give_classes(model)
+    expected = torch.stack([torch.nn.functional.normalize(names[0] + names[1], dim=0), names[2], names[2]])
+    torch.testing.assert_close(model.class_embeddings(), expected)
+    torch.testing.assert_close(model.name_embeddings(), names)  # the names themselves are kept apart
+    found = model.predict(image=photos(1)).class_logits
+    torch.testing.assert_close(found, model.predict(image=photos(1), text=expected).class_logits)
+    from ofaseg.models.layers.subclass_fusion import SubclassPrompts
+
+    with pytest.raises(ValueError, match="fusion softmax: Fusioner takes one vector per class; use mean or superclass_mean"):
+        model.set_subclasses(SubclassPrompts(task.subclass_prompts.prompts, "softmax"))

@@ -10,6 +10,9 @@ from torch import Tensor
 RULES = ("softmax", "mean", "superclass_mean", "max", "logsumexp")
 """How the subclasses of a class become one map; softmax is the published rule."""
 
+NAME_RULES = ("mean", "superclass_mean")
+"""Rules that make one vector per class from names alone, before a photo is seen."""
+
 CHUNK_ELEMENTS = 2**24
 """Subclass map values that `max` and `logsumexp` hold at once (64 MB in float32)."""
 
@@ -93,10 +96,15 @@ def subclass_maps(
         weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
         vectors = torch.einsum("bkn,knd->bkd", weights, subclasses)
         return patches @ vectors.transpose(1, 2)
+    return patches @ mean_vectors(subclasses, mask, superclasses, rule).T
+
+
+def mean_vectors(subclasses: Tensor, mask: Tensor, superclasses: Tensor, rule: str) -> Tensor:
+    """(K, D) by one of `NAME_RULES`; arguments as `subclass_maps`. Not of length 1."""
     sums, counts = (subclasses * mask[..., None]).sum(1), mask.sum(1, keepdim=True).to(subclasses.dtype)
     if rule == "superclass_mean":
         sums, counts = sums + superclasses, counts + 1
-    return patches @ (sums / counts).T
+    return sums / counts
 
 
 def _patchwise(patches: Tensor, subclasses: Tensor, mask: Tensor, rule: str, temperature: float) -> Tensor:
