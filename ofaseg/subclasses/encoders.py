@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Sequence
 
+from ofaseg.subclasses.local_models import open_model
+
 BATCH = 256
 
 
@@ -22,16 +24,7 @@ class TransformersTextEncoder:
 
     def __init__(self, folder, device="cpu"):
         self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
-            raise ValueError(f"{self.folder}: no model folder (no config.json in it); give one as written by save_pretrained")
-        from transformers import AutoModel, AutoTokenizer
-
-        local = dict(local_files_only=True, trust_remote_code=False)
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.folder, **local)
-            self._model = AutoModel.from_pretrained(self.folder, use_safetensors=True, **local).to(device).eval()
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ValueError(f"{self.folder}: not a usable text encoder ({error})") from error
+        self._tokenizer, self._model = open_model(self.folder, "AutoModel", "text encoder", device)
 
     def __call__(self, names: Sequence[str]):
         """(n, D) float32 unit vectors on the CPU."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping, Optional, Protocol
 
+from ofaseg.subclasses.local_models import open_model
+
 logger = logging.getLogger(__name__)
 
 
@@ -97,16 +99,7 @@ class TransformersProvider:
 
     def __init__(self, folder, max_tokens: int = 512, temperature: float = 0.0, device="cpu"):
         self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
-            raise ValueError(f"{self.folder}: no model folder (no config.json in it); give one as written by save_pretrained")
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        local = dict(local_files_only=True, trust_remote_code=False)
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.folder, **local)
-            self._model = AutoModelForCausalLM.from_pretrained(self.folder, use_safetensors=True, **local).to(device).eval()
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ValueError(f"{self.folder}: not a usable text-generation model ({error})") from error
+        self._tokenizer, self._model = open_model(self.folder, "AutoModelForCausalLM", "text-generation model", device)
         self.max_tokens, self.temperature = max_tokens, temperature
 
     def identity(self) -> dict:
