@@ -83,7 +83,7 @@ class FusionSegmentationTask(DenseSegmentationTask):
         self.features = FeatureCache(cfg.cache_features)
 
     def build_text_tokenizer(self, cfg):
-        """The one that `text_tokenizer` names; a table has the names alone, so templates are put aside.
+        """The one that `text_tokenizer` names; a table has the names alone, so templates, which are read afterwards, are put aside.
 
         Raises:
             CheckpointError: the table cannot be read.
@@ -92,10 +92,6 @@ class FusionSegmentationTask(DenseSegmentationTask):
             cfg.templates, cfg.text_length = "name", 1
             return NameTokenizer(TextTable.read(cfg.text_embeddings))
         return super().build_text_tokenizer(cfg)
-
-    def set_up_prompts(self, cfg, names) -> None:
-        self.text_tokenizer = self.build_text_tokenizer(cfg)  # may change the templates
-        super().set_up_prompts(cfg, names)
 
     def prompts_of(self, names, templates=()) -> list:
         """As `PromptedClasses.prompts_of`; background has a prompt too, which nothing reads: with a table that of the first other name."""
