@@ -102,6 +102,9 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
         task_config["bert_vocab"] = _word_pieces(task_config["bert_vocab"], path)
     if task_config.get("clip_bpe") and "clip_bpe" not in overrides:
         task_config["clip_bpe"] = _merges(task_config["clip_bpe"], path)
+    if class_names is not None and task_config.get("subclasses") and "subclasses" not in overrides:
+        logger.info("%s: the subclasses it was made with are of its own classes; those given are taken by their names", path)
+        task_config["subclasses"] = ""
     for option in ("subclasses", "templates"):
         if task_config.get(option) and option not in overrides:
             task_config[option] = _recorded_file(task_config[option], path)

@@ -123,6 +123,8 @@ def test_a_run_trained_with_subclasses_keeps_its_rows(folder):
     loaded, _ = load_model(folder / "checkpoint.pt")
     assert torch.equal(loaded.class_embeddings(), model.class_embeddings())
     torch.testing.assert_close(loaded.class_words()[1], model.encoder.embed_tokens.weight[5])
+    other, task = load_model(folder / "checkpoint.pt", class_names="water, tree")
+    assert task.class_words is None and other.num_classes == 2, "its subclasses are of its own classes"
 
 
 def renamed_checkpoint(folder, names=NAMES):
