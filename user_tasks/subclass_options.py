@@ -9,7 +9,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings
 from ofaseg.models.layers.subclass_fusion import NAME_RULES, RULES, SubclassPrompts, check_rule
-from ofaseg.subclasses.label_set import LabelSet, LabelSetError, load_label_set
+from ofaseg.subclasses.label_set import MAX_SHOWN, LabelSet, LabelSetError, load_label_set
 from ofaseg.tokenizers import TokenizerError
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,6 @@ def class_words(cfg, label_set: LabelSet, encode: Callable[[str], list[int]]) ->
                 unknown.append(name)
         result.append(ids or [encode(class_name)])
     if unknown:
-        logger.warning(
-            "%s: %d names have words that the dictionary lacks and are left out: %s", cfg.subclasses, len(unknown), ", ".join(unknown)
-        )
+        shown = ", ".join(unknown[:MAX_SHOWN]) + (", ..." if len(unknown) > MAX_SHOWN else "")
+        logger.warning("%s: %d names have words that the dictionary lacks and are left out: %s", cfg.subclasses, len(unknown), shown)
     return result
