@@ -48,3 +48,9 @@ def test_class_vectors_agree(bench):
     ours, plain = bench.class_texts()
     torch.testing.assert_close(ours(), plain(), rtol=0, atol=1e-5)
     torch.testing.assert_close(bench.model.class_embeddings(), bench.vectors)
+
+
+def test_rows_of_subclasses():
+    rows = benchmark_simseg.fusion_rows(1, classes=3, names=2)
+    assert [row["path"] for row in rows] == ["class names", "softmax", "mean", "superclass_mean", "max", "logsumexp"]
+    assert all(row["seconds"] > 0 for row in rows)
