@@ -2,8 +2,8 @@
 
     ROOT/<split>-00000-of-00004.parquet (or .tsv), vocabulary.json      shards with the column boxes
 
-A row becomes one row for each of its boxes: the part of the photo inside, and the box's text as its caption. Boxes smaller than `--min-side`
-pixels are left out. No label map is read.
+A row becomes one row for each of its boxes: the part of the photo inside, and the text of the box as its caption. Boxes smaller than
+`--min-side` pixels are left out. No label map is read.
 """
 
 import argparse
@@ -13,7 +13,8 @@ import numpy as np
 
 from data_prep.source import Source, SourceError
 from ofaseg.data import codec
-from ofaseg.data.shards import ShardError, ShardReader, list_splits as splits_in_folder
+from ofaseg.data.shards import ShardError, ShardReader
+from ofaseg.data.shards import list_splits as splits_in_folder
 
 
 def add_arguments(parser) -> None:
@@ -75,7 +76,8 @@ class RegionSource(Source):
         region = cut(image, box["box"], self.context)
         if not region.size:
             height, width = image.shape[:2]
-            raise SourceError(f"{self.reader.location(row_number, 'boxes')}: box {box['box']} lies outside the photo of {width}x{height} pixels")
+            where = self.reader.location(row_number, "boxes")
+            raise SourceError(f"{where}: box {box['box']} lies outside the photo of {width}x{height} pixels")
         return {"image": region, "id": f"{row['id']}-{number}", "captions": [box["text"]]}
 
     def name(self, i: int) -> str:
@@ -90,7 +92,7 @@ def _sides(box) -> tuple[float, float]:
 
 
 def cut(image: np.ndarray, box, context: float) -> np.ndarray:
-    """The part (h, w, 3) of an image (H, W, 3) inside a box [x0, y0, x1, y1] in pixels, end exclusive, widened by `context` of its sides."""
+    """The part (h, w, 3) of an image (H, W, 3) in a box [x0, y0, x1, y1] of pixels, end exclusive, widened by `context` of its sides."""
     wide, high = (context * side for side in _sides(box))
     left, top = max(0, math.floor(box[0] - wide)), max(0, math.floor(box[1] - high))
     return image[top : max(0, math.ceil(box[3] + high)), left : max(0, math.ceil(box[2] + wide))]

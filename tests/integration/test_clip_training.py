@@ -1,4 +1,4 @@
-"""`fairseq-train --task image_text_pretraining --arch clip_nano`: CLIP trained on two data sets at once, evaluated, and taken by FreeSeg."""
+"""`fairseq-train --task image_text_pretraining --arch clip_nano`: CLIP trained on two data sets, evaluated, and taken by FreeSeg."""
 
 import json
 
