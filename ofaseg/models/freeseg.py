@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional, Sequence
 import torch
 import torch.nn.functional as F
 from fairseq.models import BaseFairseqModel, register_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofaseg.models.architectures import named_config, register_architectures
 from ofaseg.models.clip_towers import CLIP_SIZES
@@ -28,6 +28,8 @@ from ofaseg.structures import MaskOutput
 
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
 """ImageNet's, of RGB in 0..255."""
+NOT_DECAYING = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
+"""Modules whose weights have no weight decay; the predictor's tables belong to them, which are no modules here."""
 
 
 @dataclass
@@ -127,10 +129,21 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
             )
         self.set_up(config)
         self.prompt.requires_grad_(not config.frozen_prompts)
-        self.no_object = torch.nn.Parameter(config.projection_dim**-0.5 * torch.randn(1, config.projection_dim))
+        self.no_object = nn.Parameter(config.projection_dim**-0.5 * torch.randn(1, config.projection_dim))
         for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.set_classes(prompts)
+        self._mark_for_optimizer()
+
+    def _mark_for_optimizer(self) -> None:
+        """Tells `--optimizer freeseg_adamw` what has a tenth of the rate, and what does not decay."""
+        for parameter in self.image_encoder.parameters():
+            parameter.param_group = "backbone"
+        for module in self.modules():
+            for parameter in module.parameters(recurse=False) if isinstance(module, NOT_DECAYING) else ():
+                parameter.no_decay = True
+        for table in (self.predictor.query_features, self.predictor.query_positions, self.predictor.level_embedding):
+            table.no_decay = True
 
     @classmethod
     def build_model(cls, cfg: FreeSegConfig, task) -> "FreeSeg":
