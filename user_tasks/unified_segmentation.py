@@ -6,40 +6,29 @@ from typing import Optional, Sequence
 
 import numpy as np
 import torch
-from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from torch import Tensor
 
-from ofaseg.clip_bpe import ClipTokenizer, find_merges
 from ofaseg.data import transforms
-from ofaseg.data.mask_target_dataset import INSTANCE, PANOPTIC, SEMANTIC, MaskTargetDataset, mask_targets
+from ofaseg.data.mask_target_dataset import SEMANTIC, MaskTargetDataset, mask_targets
 from ofaseg.evaluation.mask_proposals import class_map, classify_masks, upsample_masks
 from ofaseg.evaluation.postprocess import PostProcess
 from ofaseg.structures import MaskOutput, SegmentationOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary
-from user_tasks.dense_segmentation import PromptedClasses
+from user_tasks.learned_prompts import TASKS, LearnedPromptClasses, LearnedPromptOptions, parse_tasks
 from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
 
-TASKS = (SEMANTIC, INSTANCE, PANOPTIC)
 SCALES = tuple(k / 10 for k in range(5, 16))
 """Short sides of training photos are so many times the crop's (published, on COCO: 320, 384 ... 960 for 640)."""
 
 
 @dataclass
-class UnifiedSegmentationConfig(SegmentationTaskConfig):
+class UnifiedSegmentationConfig(LearnedPromptOptions, SegmentationTaskConfig):
     patch_image_size: int = field(default=640, metadata={"help": "side of training crops, short side of test photos (COCO: 640)"})
     label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
-    text_tokenizer: ChoiceEnum(["clip_bpe"]) = field(default="clip_bpe", metadata={"help": "how texts are cut: clip_bpe (CLIP)"})
-    clip_bpe: str = field(
-        default="", metadata={"help": "bpe_simple_vocab_16e6.txt.gz of CLIP, or its folder (default: the one inside open_clip_torch)"}
-    )
-    text_length: int = field(default=77, metadata={"help": "longest class name in tokens, with both ends"})
-    templates: str = field(default="name", metadata={"help": "sentences around class names; prompts are learned, so: name"})
     tasks: str = field(
         default=",".join(TASKS), metadata={"help": "what is trained, one drawn per update: semantic,instance,panoptic or some of them"}
     )
-    clip_checkpoint: str = field(default="", metadata={"help": "CLIP file that texts and regions are read with, OpenAI's or open_clip's"})
-    random_towers: bool = field(default=False, metadata={"help": "without --clip-checkpoint: CLIP of random weights, for tests"})
     image_checkpoint: str = field(default="", metadata={"help": "weights of the image encoder to start from (ImageNet's)"})
     prompt_checkpoint: str = field(default="", metadata={"help": "checkpoint of prompt learning, whose prompts are taken"})
     without_regions: bool = field(default=False, metadata={"help": "predict without CLIP's opinion of the masked regions: quicker"})
@@ -49,14 +38,13 @@ class UnifiedSegmentationConfig(SegmentationTaskConfig):
 
 
 @register_task("unified_segmentation", dataclass=UnifiedSegmentationConfig)
-class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
+class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
     """Trains on masks of a kind drawn for each update, the same on all processes (FreeSeg, section 3.1); scores and predicts class maps.
 
     Classes that the vocabulary marks as novel are kept from training: neither their masks nor their texts play a part.
 
     Attributes:
         tasks: what is trained, of `TASKS`.
-        trained_classes: ids of the classes that training knows.
     """
 
     def __init__(self, cfg: UnifiedSegmentationConfig, vocabulary: ClassVocabulary):
@@ -71,47 +59,24 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
     def setup_task(cls, cfg: UnifiedSegmentationConfig, **kwargs):
         return cls(cfg, cls.resolve_vocabulary(cfg))
 
-    def build_text_tokenizer(self, cfg):
-        """CLIP's. Raises TokenizerError without its merges."""
-        return ClipTokenizer(find_merges(cfg.clip_bpe))
-
     def build_model(self, cfg, from_checkpoint: bool = False):
         """Builds the model and reads the files of its parts, unless a checkpoint, or `--pretrained`, brings them.
 
         Raises:
             CheckpointError: no CLIP is named, or a file does not fit.
         """
-        from ofaseg.checkpoints import CheckpointError, freeseg  # checkpoints know tasks, so tasks import them late
+        from ofaseg.checkpoints import freeseg  # checkpoints know tasks, so tasks import them late
 
         model = super().build_model(cfg, from_checkpoint)
         self.size_multiple = model.config.size_divisibility
         if from_checkpoint:
             return model
-        if not (self.cfg.clip_checkpoint or self.cfg.pretrained or self.cfg.random_towers):
-            raise CheckpointError("the frozen CLIP needs its weights: give --clip-checkpoint (a local file), or --pretrained")
-        if self.cfg.clip_checkpoint:
-            freeseg.load_clip(model, self.cfg.clip_checkpoint)
+        self.load_towers(model)
         if self.cfg.image_checkpoint:
             freeseg.load_image_encoder(model, self.cfg.image_checkpoint)
         if self.cfg.prompt_checkpoint:
             freeseg.load_prompts(model, self.cfg.prompt_checkpoint)
         return model
-
-    # ---- classes ----
-
-    @property
-    def trained_classes(self) -> list[int]:
-        novel = self.vocabulary.novel or (False,) * len(self.vocabulary)
-        return [k for k, held_out in enumerate(novel) if not held_out]
-
-    def set_class_names(self, vocabulary: ClassVocabulary) -> None:
-        """Replaces the class vocabulary; the model needs `give_classes(model)` afterwards."""
-        self.vocabulary = vocabulary
-        self.class_prompts = self.prompts_of(vocabulary.names)
-
-    def give_classes(self, model) -> None:
-        """Tells a model the task's classes."""
-        model.set_classes(self.class_prompts)
 
     # ---- data ----
 
@@ -135,7 +100,7 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
         if ignore_grad and "target" not in sample:
-            sample = self._first_training_batch(sample["id"].device)  # see SegmentationTask.train_step
+            sample = self.first_training_batch(sample["id"].device)  # see SegmentationTask.train_step
         sample = self.with_masks(sample, self.drawn_task(update_num)) | {"counted": not ignore_grad}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad=ignore_grad, **kwargs)
 
@@ -211,12 +176,3 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
             )
         output = self.proposals(model, net_input)
         return self.class_maps(output, net_input[self.image_key].shape[2:], native_sizes)
-
-
-def parse_tasks(text: str) -> tuple[str, ...]:
-    """'semantic,panoptic' -> its parts, each of `TASKS`, in their order there. Raises ValueError for others, and for none."""
-    given = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in given if part not in TASKS]
-    if unknown or not given:
-        raise ValueError(f"--tasks {text!r}: give one or more of {','.join(TASKS)}")
-    return tuple(task for task in TASKS if task in given)

@@ -135,7 +135,7 @@ def test_text_vectors_of_tasks(nano):
 def encodings(model, monkeypatch) -> list:
     """The tasks that texts are encoded for from now on."""
     calls, encode = [], model._encode
-    monkeypatch.setattr(model, "_encode", lambda task: calls.append(task) or encode(task))
+    monkeypatch.setattr(model, "_encode", lambda task, rows=None: calls.append(task) or encode(task, rows))
     return calls
 
 
