@@ -15,8 +15,11 @@ from ofaseg.data import transforms
 from ofaseg.data.mask_target_dataset import INSTANCE, PANOPTIC, SEMANTIC, MaskTargetDataset, mask_targets
 from ofaseg.evaluation.mask_proposals import class_map, classify_masks, upsample_masks
 from ofaseg.evaluation.postprocess import PostProcess
+from ofaseg.models.prompt_tuning import SCOPES, PromptTuner
 from ofaseg.structures import MaskOutput, SegmentationOutput, unwrap
+from ofaseg.subclasses.label_set import LabelSetError
 from ofaseg.vocabulary import ClassVocabulary
+from user_tasks import subclass_options
 from user_tasks.dense_segmentation import PromptedClasses
 from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
 
@@ -26,7 +29,7 @@ SCALES = tuple(k / 10 for k in range(5, 16))
 
 
 @dataclass
-class UnifiedSegmentationConfig(SegmentationTaskConfig):
+class UnifiedSegmentationConfig(subclass_options.SubclassNameOptions, SegmentationTaskConfig):
     patch_image_size: int = field(default=640, metadata={"help": "side of training crops, short side of test photos (COCO: 640)"})
     label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
     text_tokenizer: ChoiceEnum(["clip_bpe"]) = field(default="clip_bpe", metadata={"help": "how texts are cut: clip_bpe (CLIP)"})
@@ -46,6 +49,19 @@ class UnifiedSegmentationConfig(SegmentationTaskConfig):
     ensemble_weight: float = field(
         default=0.8, metadata={"help": "0..1, how much of a base class's score is the query's, and of a novel one's CLIP's"}
     )
+    tuning_steps: int = field(
+        default=0, metadata={"help": "steps of test-time prompt tuning per photo and task, on the entropy of novel classes; 0: none"}
+    )
+    tuning_lr: float = field(default=1e-3, metadata={"help": "learning rate of prompt tuning (published: 0.001)"})
+    tuning_threshold: float = field(
+        default=0.5, metadata={"help": "tau: queries are tuned on whose entropy is below this share of the largest possible one"}
+    )
+    tuning_scope: ChoiceEnum(SCOPES) = field(
+        default="image", metadata={"help": "image: prompts are reset after every photo; set: they go on, on each process of its own"}
+    )
+    tuning_classes: ChoiceEnum(["novel", "all"]) = field(
+        default="novel", metadata={"help": "classes whose entropy is taken: novel ones as the vocabulary marks them, or all (own words)"}
+    )
 
 
 @register_task("unified_segmentation", dataclass=UnifiedSegmentationConfig)
@@ -57,6 +73,8 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
     Attributes:
         tasks: what is trained, of `TASKS`.
         trained_classes: ids of the classes that training knows.
+        class_words: with `subclasses`, for each class the token ids of the names that its vector is the mean of; else None.
+        tuner: of prompts at test time; None without `tuning_steps`.
     """
 
     def __init__(self, cfg: UnifiedSegmentationConfig, vocabulary: ClassVocabulary):
@@ -66,6 +84,9 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
             raise ValueError(f"ensemble_weight {cfg.ensemble_weight}: give a number from 0 to 1")
         self.size_multiple = 1
         self.set_up_prompts(cfg, vocabulary.names)
+        self.class_words = self._class_words()
+        tuning = (cfg.tuning_steps, cfg.tuning_lr, cfg.tuning_threshold, str(cfg.tuning_scope))
+        self.tuner = PromptTuner(*tuning) if cfg.tuning_steps else None
 
     @classmethod
     def setup_task(cls, cfg: UnifiedSegmentationConfig, **kwargs):
@@ -84,6 +105,7 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
         from ofaseg.checkpoints import CheckpointError, freeseg  # checkpoints know tasks, so tasks import them late
 
         model = super().build_model(cfg, from_checkpoint)
+        self._give_words(model)
         self.size_multiple = model.config.size_divisibility
         if from_checkpoint:
             return model
@@ -105,13 +127,36 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
         return [k for k, held_out in enumerate(novel) if not held_out]
 
     def set_class_names(self, vocabulary: ClassVocabulary) -> None:
-        """Replaces the class vocabulary; the model needs `give_classes(model)` afterwards."""
+        """Replaces the class vocabulary; the model needs `give_classes(model)` afterwards.
+
+        Raises:
+            LabelSetError: the task's subclasses are of other classes.
+        """
         self.vocabulary = vocabulary
         self.class_prompts = self.prompts_of(vocabulary.names)
+        self.class_words = self._class_words()
 
     def give_classes(self, model) -> None:
-        """Tells a model the task's classes."""
+        """Tells a model the task's classes, and their finer names."""
         model.set_classes(self.class_prompts)
+        self._give_words(model)
+
+    def _class_words(self) -> Optional[list[list[list[int]]]]:
+        label_set = subclass_options.load_subclasses(self.cfg, self.vocabulary.names)
+        return None if label_set is None else subclass_options.class_words(self.cfg, label_set, self._name_tokens)
+
+    def _name_tokens(self, name: str) -> list[int]:
+        """Token ids of a name without start and end."""
+        return self.prompts_of([name])[0][0][1:-1]
+
+    def _give_words(self, model) -> None:
+        """Raises LabelSetError for a finer name that does not fit beside the prompts."""
+        if self.class_words is None:
+            return
+        try:
+            model.set_class_words(self.class_words)
+        except ValueError as error:
+            raise LabelSetError(f"{self.cfg.subclasses}: {error}") from error
 
     # ---- data ----
 
@@ -174,7 +219,15 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
         """Masks and scores of a batch for semantic segmentation."""
         image = net_input[self.image_key].to(next(model.parameters()).device, non_blocking=True)
         with self.autocast(image.device):
-            return model.predict(image, (SEMANTIC,), regions=not self.cfg.without_regions)[SEMANTIC]
+            return self.mask_prediction(model)(image, (SEMANTIC,), regions=not self.cfg.without_regions)[SEMANTIC]
+
+    def mask_prediction(self, model):
+        """`model.predict`, or with `tuning_steps` the same with prompts tuned to each photo."""
+        if self.tuner is None:
+            return model.predict
+        every = str(self.cfg.tuning_classes) == "all"
+        novel = [k for k in range(len(self.vocabulary)) if every or k not in self.trained_classes]
+        return partial(self.tuner.predict, model, novel)
 
     def class_maps(self, output: MaskOutput, size: Sequence[int], native_sizes) -> list[SegmentationOutput]:
         """The best class of every pixel at native size (FreeSeg, section 3.4), from proposals for photos of `size` (H, W)."""

@@ -19,7 +19,7 @@ from ofaseg.models.clip_dense import PIXEL_STD as CLIP_STD
 from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes, build_towers
 from ofaseg.models.freeseg_state import upgrade_official_state
 from ofaseg.models.image_encoders.feature_pyramid import SIZES, TIMM_PREFIX, build_pyramid
-from ofaseg.models.layers.mask_predictor import MaskPredictor
+from ofaseg.models.layers.mask_predictor import MaskPredictor, Predictions
 from ofaseg.models.layers.pixel_decoder import PixelDecoder, PixelFeatures
 from ofaseg.models.layers.region_crops import full_masks, region_vectors
 from ofaseg.models.layers.text_interaction import TextInteraction
@@ -94,6 +94,12 @@ class EncodedPhotos(NamedTuple):
     colours: Tensor
     sizes: Sequence[tuple[int, int]]
 
+    def one(self, photo: int) -> "EncodedPhotos":
+        """Photo `photo` of the batch alone."""
+        row = slice(photo, photo + 1)
+        pixels = PixelFeatures(self.pixels.mask_features[row], tuple(level[row] for level in self.pixels.maps))
+        return EncodedPhotos(pixels, self.colours[row], self.sizes[row])
+
 
 @register_model("freeseg", dataclass=FreeSegConfig)
 class FreeSeg(Segmenter, BaseFairseqModel):
@@ -106,6 +112,8 @@ class FreeSeg(Segmenter, BaseFairseqModel):
     Attributes:
         clip: `open_clip.model.CLIP`, never trained.
         names: token ids of the K class names.
+        words: for each class the token ids of the names that its vector is the mean of; the class name alone unless `set_class_words`
+            was called.
         grid_stride: pixels per cell of mask logits.
 
     Raises:
@@ -143,7 +151,6 @@ class FreeSeg(Segmenter, BaseFairseqModel):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         for name, values in (("clip_mean", CLIP_MEAN), ("clip_std", CLIP_STD)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
-        self.names: list[list[int]] = []
         self.set_classes(prompts)
 
     @classmethod
@@ -172,12 +179,28 @@ class FreeSeg(Segmenter, BaseFairseqModel):
             if len(texts) != 1:
                 raise ValueError(f"class {k} has {len(texts)} texts; FreeSeg learns its prompts: give the bare name, templates=name")
         self.names = [list(texts[0][1:-1]) for texts in prompts or ()]
+        self.set_class_words([[name] for name in self.names])
+
+    def set_class_words(self, words: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Gives each of the K classes one or several names: its vector is the mean of their unit vectors, made unit again (subclasses).
+
+        Args:
+            words: for each class at least one name, each its token ids without start and end.
+
+        Raises:
+            ValueError: another number of classes, a class without a name, an empty name, or one too long beside the learned prompts.
+        """
+        if len(words) != len(self.names) or not all(words):
+            raise ValueError(f"words of {len(words)} classes for a model of {len(self.names)} classes; each needs a name")
         longest = max(map(len, TASK_TOKENS.values())) if self.config.task_prompt_length else 0
         beginning = longest + self.config.task_prompt_length + 1 + self.config.class_prompt_length
-        ids, lengths = pack_names(self.names, beginning, self.config.context_length)
+        names, classes = [name for own in words for name in own], [k for k, own in enumerate(words) for _ in own]
+        ids, lengths = pack_names(names, beginning, self.config.context_length, classes)
         device = self.pixel_mean.device
         self.register_buffer("_name_ids", ids.to(device), persistent=False)
         self.register_buffer("_name_lengths", lengths.to(device), persistent=False)
+        self.register_buffer("_name_classes", torch.tensor(classes, dtype=torch.long, device=device), persistent=False)
+        self.words = [[list(name) for name in own] for own in words]
         self.forget_text_vectors()
 
     def forget_text_vectors(self) -> None:
@@ -208,18 +231,30 @@ class FreeSeg(Segmenter, BaseFairseqModel):
                 known = self._text_vectors[key] = (version, self._encode(task))
         return known[1]
 
-    def _encode(self, task: str) -> Tensor:
-        """(K, D) from the text tower."""
-        endings = self.prompt.endings(self.clip.token_embedding(self._name_ids), self._name_lengths)
-        return encode_with_beginning(self.clip, self.prompt.beginning(self.task_words(task)), endings, self._name_lengths + 1)
+    def _encode(self, task: str, class_prompt: Optional[Tensor] = None, classes: Optional[Sequence[int]] = None) -> Tensor:
+        """(K, D) from the text tower; with another class prompt, or of some class ids alone, in ascending order, where given."""
+        ids, lengths, words = self._name_ids, self._name_lengths, self.words
+        if classes is not None:
+            chosen = torch.isin(self._name_classes, torch.tensor(classes, device=ids.device))
+            ids, lengths, words = ids[chosen], lengths[chosen], [words[k] for k in classes]
+        endings = self.prompt.endings(self.clip.token_embedding(ids), lengths)
+        vectors = encode_with_beginning(self.clip, self.prompt.beginning(self.task_words(task), class_prompt), endings, lengths + 1)
+        if len(vectors) == len(words):  # one name each
+            return vectors
+        return F.normalize(torch.stack([own.mean(0) for own in vectors.split([len(own) for own in words])]), dim=-1)
 
     def task_words(self, task: str) -> Tensor:
         """(n, width) word vectors of the words that stand for a task."""
         return torch.stack([self.clip.token_embedding.weight[token] for token in TASK_TOKENS[task]])
 
-    def text_features(self, task: str = TASKS[0]) -> Tensor:
-        """(K + 1, D) unit vectors of the classes and, in the last row, of no object."""
-        return torch.cat([self.class_embeddings(task), F.normalize(self.no_object, dim=-1)])
+    def text_features(self, task: str = TASKS[0], class_prompt: Optional[Tensor] = None) -> Tensor:
+        """(K + 1, D) unit vectors of the classes, of another class prompt where given, and in the last row of no object."""
+        classes = self.class_embeddings(task) if class_prompt is None else self._encode(task, class_prompt)
+        return torch.cat([classes, F.normalize(self.no_object, dim=-1)])
+
+    def prompted_embeddings(self, task: str, class_prompt: Tensor, classes: Sequence[int]) -> Tensor:
+        """(n, D) unit vectors of class ids, ascending, made with another class prompt, to which their gradient flows."""
+        return self._encode(task, class_prompt, classes)
 
     # -- passes ----------------------------------------------------------------------------------------------------
 
@@ -243,11 +278,18 @@ class FreeSeg(Segmenter, BaseFairseqModel):
 
     def decode(self, pixels: PixelFeatures, text: Tensor, last_only: bool = False) -> MaskOutput:
         """Masks and scores of encoded photos for text vectors (K + 1, D); of all decoder layers, or the last one."""
-        *maps, mask_features = self.interaction([*pixels.maps, pixels.mask_features], text)
-        predictions = self.predictor(maps, mask_features, last_only)
+        predictions, mask_features = self._read_queries(pixels, text, last_only)
         vectors = F.normalize(predictions.embeddings.to(text.dtype), dim=-1)
         logits = self.config.cosine_scale * (vectors @ text.T)
         return MaskOutput(logits.unbind(0), predictions.mask_embeddings, mask_features)
+
+    def query_vectors(self, pixels: PixelFeatures, text: Tensor) -> Tensor:
+        """(B, Q, D) unit vectors of the queries after the last layer, whose cosines with `text` are the class scores of `decode`."""
+        return F.normalize(self._read_queries(pixels, text, True)[0].embeddings[-1].to(text.dtype), dim=-1)
+
+    def _read_queries(self, pixels: PixelFeatures, text: Tensor, last_only: bool) -> tuple[Predictions, Tensor]:
+        *maps, mask_features = self.interaction([*pixels.maps, pixels.mask_features], text)
+        return self.predictor(maps, mask_features, last_only), mask_features
 
     def forward(
         self,
