@@ -6,6 +6,7 @@ from typing import Optional, Sequence
 
 import numpy as np
 import torch
+from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from torch import Tensor
 
@@ -13,8 +14,11 @@ from ofaseg.data import transforms
 from ofaseg.data.mask_target_dataset import SEMANTIC, MaskTargetDataset, mask_targets
 from ofaseg.evaluation.mask_proposals import class_map, classify_masks, upsample_masks
 from ofaseg.evaluation.postprocess import PostProcess
+from ofaseg.models.prompt_tuning import SCOPES, PromptTuner
 from ofaseg.structures import MaskOutput, SegmentationOutput, unwrap
+from ofaseg.subclasses.label_set import LabelSetError
 from ofaseg.vocabulary import ClassVocabulary
+from user_tasks import subclass_options
 from user_tasks.learned_prompts import TASKS, LearnedPromptClasses, LearnedPromptOptions, parse_tasks
 from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
 
@@ -23,7 +27,7 @@ SCALES = tuple(k / 10 for k in range(5, 16))
 
 
 @dataclass
-class UnifiedSegmentationConfig(LearnedPromptOptions, SegmentationTaskConfig):
+class UnifiedSegmentationConfig(subclass_options.SubclassNameOptions, LearnedPromptOptions, SegmentationTaskConfig):
     patch_image_size: int = field(default=640, metadata={"help": "side of training crops, short side of test photos (COCO: 640)"})
     label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
     tasks: str = field(
@@ -35,6 +39,19 @@ class UnifiedSegmentationConfig(LearnedPromptOptions, SegmentationTaskConfig):
     ensemble_weight: float = field(
         default=0.8, metadata={"help": "0..1, how much of a base class's score is the query's, and of a novel one's CLIP's"}
     )
+    tuning_steps: int = field(
+        default=0, metadata={"help": "steps of test-time prompt tuning per photo and task, on the entropy of novel classes; 0: none"}
+    )
+    tuning_lr: float = field(default=1e-3, metadata={"help": "learning rate of prompt tuning (published: 0.001)"})
+    tuning_threshold: float = field(
+        default=0.5, metadata={"help": "tau: queries are tuned on whose entropy is below this share of the largest possible one"}
+    )
+    tuning_scope: ChoiceEnum(SCOPES) = field(
+        default="image", metadata={"help": "image: prompts are reset after every photo; set: they go on, on each process of its own"}
+    )
+    tuning_classes: ChoiceEnum(["novel", "all"]) = field(
+        default="novel", metadata={"help": "classes whose entropy is taken: novel ones as the vocabulary marks them, or all (own words)"}
+    )
 
 
 @register_task("unified_segmentation", dataclass=UnifiedSegmentationConfig)
@@ -45,6 +62,8 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
 
     Attributes:
         tasks: what is trained, of `TASKS`.
+        class_words: with `subclasses`, for each class the token ids of the names that its vector is the mean of; else None.
+        tuner: of prompts at test time; None without `tuning_steps`.
     """
 
     def __init__(self, cfg: UnifiedSegmentationConfig, vocabulary: ClassVocabulary):
@@ -54,6 +73,9 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
             raise ValueError(f"ensemble_weight {cfg.ensemble_weight}: give a number from 0 to 1")
         self.size_multiple = 1
         self.set_up_prompts(cfg, vocabulary.names)
+        self.class_words = self._class_words()
+        tuning = (cfg.tuning_steps, cfg.tuning_lr, cfg.tuning_threshold, str(cfg.tuning_scope))
+        self.tuner = PromptTuner(*tuning) if cfg.tuning_steps else None
 
     @classmethod
     def setup_task(cls, cfg: UnifiedSegmentationConfig, **kwargs):
@@ -68,6 +90,7 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
         from ofaseg.checkpoints import freeseg  # checkpoints know tasks, so tasks import them late
 
         model = super().build_model(cfg, from_checkpoint)
+        self._give_words(model)
         self.size_multiple = model.config.size_divisibility
         if from_checkpoint:
             return model
@@ -77,6 +100,35 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
         if self.cfg.prompt_checkpoint:
             freeseg.load_prompts(model, self.cfg.prompt_checkpoint)
         return model
+
+    # ---- classes ----
+
+    def set_class_names(self, vocabulary: ClassVocabulary) -> None:
+        """As `LearnedPromptClasses.set_class_names`. Raises LabelSetError when the task's subclasses are of other classes."""
+        super().set_class_names(vocabulary)
+        self.class_words = self._class_words()
+
+    def give_classes(self, model) -> None:
+        """Tells a model the task's classes, and their finer names."""
+        super().give_classes(model)
+        self._give_words(model)
+
+    def _class_words(self) -> Optional[list[list[list[int]]]]:
+        label_set = subclass_options.load_subclasses(self.cfg, self.vocabulary.names)
+        return None if label_set is None else subclass_options.class_words(self.cfg, label_set, self._name_tokens)
+
+    def _name_tokens(self, name: str) -> list[int]:
+        """Token ids of a name without start and end."""
+        return self.prompts_of([name])[0][0][1:-1]
+
+    def _give_words(self, model) -> None:
+        """Raises LabelSetError for a finer name that does not fit beside the prompts."""
+        if self.class_words is None:
+            return
+        try:
+            model.set_class_words(self.class_words)
+        except ValueError as error:
+            raise LabelSetError(f"{self.cfg.subclasses}: {error}") from error
 
     # ---- data ----
 
@@ -139,7 +191,15 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
         """Masks and scores of a batch for semantic segmentation."""
         image = net_input[self.image_key].to(next(model.parameters()).device, non_blocking=True)
         with self.autocast(image.device):
-            return model.predict(image, (SEMANTIC,), regions=not self.cfg.without_regions)[SEMANTIC]
+            return self.mask_prediction(model)(image, (SEMANTIC,), regions=not self.cfg.without_regions)[SEMANTIC]
+
+    def mask_prediction(self, model):
+        """`model.predict`, or with `tuning_steps` the same with prompts tuned to each photo."""
+        if self.tuner is None:
+            return model.predict
+        every = str(self.cfg.tuning_classes) == "all"
+        novel = [k for k in range(len(self.vocabulary)) if every or k not in self.trained_classes]
+        return partial(self.tuner.predict, model, novel)
 
     def class_maps(self, output: MaskOutput, size: Sequence[int], native_sizes) -> list[SegmentationOutput]:
         """The best class of every pixel at native size (FreeSeg, section 3.4), from proposals for photos of `size` (H, W)."""

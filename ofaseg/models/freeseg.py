@@ -17,7 +17,7 @@ from ofaseg.models.architectures import named_config, register_architectures
 from ofaseg.models.clip_towers import CLIP_SIZES
 from ofaseg.models.freeseg_state import upgrade_official_state
 from ofaseg.models.image_encoders.feature_pyramid import SIZES, TIMM_PREFIX, build_pyramid
-from ofaseg.models.layers.mask_predictor import MaskPredictor
+from ofaseg.models.layers.mask_predictor import MaskPredictor, Predictions
 from ofaseg.models.layers.pixel_decoder import PixelDecoder, PixelFeatures
 from ofaseg.models.layers.region_crops import full_masks, region_vectors
 from ofaseg.models.layers.text_interaction import TextInteraction
@@ -89,6 +89,12 @@ class EncodedPhotos(NamedTuple):
     pixels: PixelFeatures
     colours: Tensor
     sizes: Sequence[tuple[int, int]]
+
+    def one(self, photo: int) -> "EncodedPhotos":
+        """Photo `photo` of the batch alone."""
+        row = slice(photo, photo + 1)
+        pixels = PixelFeatures(self.pixels.mask_features[row], tuple(level[row] for level in self.pixels.maps))
+        return EncodedPhotos(pixels, self.colours[row], self.sizes[row])
 
 
 @register_model("freeseg", dataclass=FreeSegConfig)
@@ -162,9 +168,10 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
         frozen = not self.prompt.class_prompt.requires_grad
         return ANY_TASK if frozen and self.config.first_task_text else super().text_key(task)
 
-    def text_features(self, task: str = TASKS[0]) -> Tensor:
-        """(K + 1, D) unit vectors of the classes and, in the last row, of no object."""
-        return torch.cat([self.class_embeddings(task), F.normalize(self.no_object, dim=-1)])
+    def text_features(self, task: str = TASKS[0], class_prompt: Optional[Tensor] = None) -> Tensor:
+        """(K + 1, D) unit vectors of the classes, of another class prompt where given, and in the last row of no object."""
+        classes = self.class_embeddings(task) if class_prompt is None else self.prompted_embeddings(task, class_prompt)
+        return torch.cat([classes, F.normalize(self.no_object, dim=-1)])
 
     # -- passes ----------------------------------------------------------------------------------------------------
 
@@ -188,11 +195,18 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
 
     def decode(self, pixels: PixelFeatures, text: Tensor, last_only: bool = False) -> MaskOutput:
         """Masks and scores of encoded photos for text vectors (K + 1, D); of all decoder layers, or the last one."""
-        *maps, mask_features = self.interaction([*pixels.maps, pixels.mask_features], text)
-        predictions = self.predictor(maps, mask_features, last_only)
+        predictions, mask_features = self._read_queries(pixels, text, last_only)
         vectors = F.normalize(predictions.embeddings.to(text.dtype), dim=-1)
         logits = self.config.cosine_scale * (vectors @ text.T)
         return MaskOutput(logits.unbind(0), predictions.mask_embeddings, mask_features)
+
+    def query_vectors(self, pixels: PixelFeatures, text: Tensor) -> Tensor:
+        """(B, Q, D) unit vectors of the queries after the last layer, whose cosines with `text` are the class scores of `decode`."""
+        return F.normalize(self._read_queries(pixels, text, True)[0].embeddings[-1].to(text.dtype), dim=-1)
+
+    def _read_queries(self, pixels: PixelFeatures, text: Tensor, last_only: bool) -> tuple[Predictions, Tensor]:
+        *maps, mask_features = self.interaction([*pixels.maps, pixels.mask_features], text)
+        return self.predictor(maps, mask_features, last_only), mask_features
 
     def forward(
         self,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Optional, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ofaseg.models.clip_dense import PIXEL_MEAN, PIXEL_STD
@@ -40,6 +41,8 @@ class PromptedClip:
         clip: `open_clip.model.CLIP`, never trained.
         prompt: `LearnedPrompt`.
         names: token ids of the K class names.
+        words: for each class the token ids of the names that its vector is the mean of; the class name alone unless `set_class_words`
+            was called.
         clip_mean, clip_std: (3, 1, 1) what CLIP normalises RGB in 0..255 with.
     """
 
@@ -52,6 +55,7 @@ class PromptedClip:
         for name, values in (("clip_mean", PIXEL_MEAN), ("clip_std", PIXEL_STD)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
         self.names: list[list[int]] = []
+        self.words: list[list[list[int]]] = []
 
     # -- classes ---------------------------------------------------------------------------------------------------
 
@@ -65,12 +69,28 @@ class PromptedClip:
             if len(texts) != 1:
                 raise ValueError(f"class {k} has {len(texts)} texts; FreeSeg learns its prompts: give the bare name, templates=name")
         self.names = [list(texts[0][1:-1]) for texts in prompts or ()]
+        self.set_class_words([[name] for name in self.names])
+
+    def set_class_words(self, words: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Gives each of the K classes one or several names: its vector is the mean of their unit vectors, made unit again (subclasses).
+
+        Args:
+            words: for each class at least one name, each its token ids without start and end.
+
+        Raises:
+            ValueError: another number of classes, a class without a name, an empty name, or one too long beside the learned prompts.
+        """
+        if len(words) != len(self.names) or not all(words):
+            raise ValueError(f"words of {len(words)} classes for a model of {len(self.names)} classes; each needs a name")
         longest = max(map(len, TASK_TOKENS.values())) if self.config.task_prompt_length else 0
         beginning = longest + self.config.task_prompt_length + 1 + self.config.class_prompt_length
-        ids, lengths = pack_names(self.names, beginning, self.config.context_length)
+        names, classes = [name for own in words for name in own], [k for k, own in enumerate(words) for _ in own]
+        ids, lengths = pack_names(names, beginning, self.config.context_length, classes)
         device = self.clip_mean.device
         self.register_buffer("_name_ids", ids.to(device), persistent=False)
         self.register_buffer("_name_lengths", lengths.to(device), persistent=False)
+        self.register_buffer("_name_classes", torch.tensor(classes, dtype=torch.long, device=device), persistent=False)
+        self.words = [[list(name) for name in own] for own in words]
         self.forget_text_vectors()
 
     def forget_text_vectors(self) -> None:
@@ -104,11 +124,24 @@ class PromptedClip:
                 known = self._text_vectors[key] = (version, self._encode(task))
         return known[1] if rows is None else known[1][rows]
 
-    def _encode(self, task: str, rows: Optional[Tensor] = None) -> Tensor:
-        """(K, D), or those of `rows`, from the text tower."""
-        ids, lengths = (part if rows is None else part[rows] for part in (self._name_ids, self._name_lengths))
+    def prompted_embeddings(self, task: str, class_prompt: Tensor, rows: Optional[Tensor] = None) -> Tensor:
+        """(K, D) unit vectors of the classes, or (n, D) of `rows`, made with another class prompt, to which their gradient flows."""
+        return self._encode(task, rows, class_prompt)
+
+    def _encode(self, task: str, rows: Optional[Tensor] = None, class_prompt: Optional[Tensor] = None) -> Tensor:
+        """(K, D), or those of `rows`, from the text tower; with another class prompt where one is given."""
+        ids, lengths, owners, one_each = self._name_ids, self._name_lengths, self._name_classes, len(self._name_ids) == len(self.words)
+        if rows is not None and one_each:
+            ids, lengths = ids[rows], lengths[rows]
+        elif rows is not None:
+            owners, chosen = (rows[:, None] == owners).nonzero(as_tuple=True)
+            ids, lengths = ids[chosen], lengths[chosen]
         endings = self.prompt.endings(self.clip.token_embedding(ids), lengths)
-        return encode_with_beginning(self.clip, self.prompt.beginning(self.task_words(task)), endings, lengths + 1)
+        vectors = encode_with_beginning(self.clip, self.prompt.beginning(self.task_words(task), class_prompt), endings, lengths + 1)
+        if one_each:
+            return vectors
+        sums = vectors.new_zeros(len(self.words) if rows is None else len(rows), vectors.shape[1])
+        return F.normalize(sums.index_add(0, owners, vectors), dim=-1)
 
     def task_words(self, task: str) -> Tensor:
         """(n, width) word vectors of the words that stand for a task."""
