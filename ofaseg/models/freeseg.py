@@ -49,6 +49,7 @@ class FreeSegConfig(PromptedClipConfig):
     dropout: float = field(default=0.1, metadata={"help": "dropout of the pixel decoder and of the attention to texts"})
     interaction_dim: int = field(default=2048, metadata={"help": "width of the attention from pixels to texts, all heads together"})
     interaction_heads: int = field(default=8, metadata={"help": "its heads"})
+    without_interaction: bool = field(default=False, metadata={"help": "masks are predicted from pixels that have not read the texts"})
     class_hidden: int = field(default=1024, metadata={"help": "hidden width of the layers that make query vectors"})
     frozen_prompts: bool = field(default=False, metadata={"help": "do not train the prompts: they come from prompt learning"})
     first_task_text: bool = field(
@@ -129,6 +130,7 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
             config.hidden_dim, config.mask_dim, config.projection_dim, config.num_queries, config.decoder_layers,
             config.attention_heads, config.decoder_hidden, config.class_hidden,
         )  # fmt: skip
+        self.interaction.requires_grad_(not config.without_interaction)
         if config.mask_dim != config.hidden_dim:
             raise ValueError(
                 f"mask_dim {config.mask_dim}: maps and mask features read the same texts; give hidden_dim, {config.hidden_dim}"
@@ -205,7 +207,8 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
         return F.normalize(self._read_queries(pixels, text, True)[0].embeddings[-1].to(text.dtype), dim=-1)
 
     def _read_queries(self, pixels: PixelFeatures, text: Tensor, last_only: bool) -> tuple[Predictions, Tensor]:
-        *maps, mask_features = self.interaction([*pixels.maps, pixels.mask_features], text)
+        levels = [*pixels.maps, pixels.mask_features]
+        *maps, mask_features = levels if self.config.without_interaction else self.interaction(levels, text)
         return self.predictor(maps, mask_features, last_only), mask_features
 
     def forward(
