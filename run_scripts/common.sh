@@ -60,3 +60,11 @@ train() {  # train DATA FLAG...: fairseq-train on NGPU GPUs or NPROC CPU process
     --required-batch-size-multiple 1 --log-format json --log-file "$OUT/train.jsonl" \
     "${ARGUMENTS[@]}"
 }
+
+scores() {  # scores COMMAND CHECKPOINT DATA FLAG...: an `ofaseg` command that measures, on every GPU
+  local command=("$BIN/ofaseg") device=()
+  [ "$NGPU" != 0 ] || device=(--device cpu)
+  (( NGPU <= 1 )) || command=("$BIN/torchrun" --nproc-per-node "$NGPU" -m ofaseg.cli)
+  (( NGPU <= 1 )) || export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+  run "${command[@]}" "$@" "${device[@]}"
+}

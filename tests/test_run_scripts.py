@@ -27,8 +27,9 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path for path in ROOT.glob("run_scripts/*/*.sh") if path.name != "common.sh")
 OWN_FOLDER = ROOT / "run_scripts" / "ifseg" / "own_folder.sh"
 MEASURING = {f"simseg/{name}.sh" for name in ("voc", "context", "coco_object", "retrieval_flickr30k", "retrieval_coco")}
-MEASURING |= {f"llm_supervision/{name}.sh" for name in ("voc", "context", "coco_object", "shapes")}
-INPUTS = ("CLIP", "MOBILENET", "TEXTS", "SIMSEG", "BERT_VOCAB", "CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA", "FOLDER")
+MEASURING |= {"freeseg/coco_test_semseg.sh"} | {f"llm_supervision/{name}.sh" for name in ("voc", "context", "coco_object", "shapes")}
+INPUTS = ("PROMPTS", "BACKBONE")
+INPUTS += ("CLIP", "MOBILENET", "TEXTS", "SIMSEG", "BERT_VOCAB", "CHECKPOINT", "CHECKPOINTS", "BPE_DIR", "CAMVID", "DATA", "FOLDER")
 
 
 def dry_run(script: Path, folder: Path, *flags: str, **environment: str) -> list[list[str]]:
@@ -148,6 +149,66 @@ def test_a_fold_is_trained_as_published_and_tested(name, statistics, subset, gpu
 def test_folds_do_not_share_their_results(tmp_path):
     outs = [training_arguments(dry_run(FUSIONER / "coco.sh", tmp_path, fold, OUT="", DATA=str(tmp_path))[-2]).save_dir for fold in "02"]
     assert outs == [str(tmp_path / "outputs" / f"fusioner_coco-fold{fold}") for fold in "02"]
+
+
+FREESEG = ROOT / "run_scripts" / "freeseg"
+
+
+def freeseg_runs(tmp_path, name, *flags, **environment):
+    """The trainings of a script on shards that are there, each as its arguments."""
+    for file in ("val-00000-of-00001.parquet", "vocabulary.json"):
+        (tmp_path / file).write_bytes(b"")
+    commands = dry_run(FREESEG / f"{name}.sh", tmp_path, *flags, DATA=str(tmp_path), **environment)
+    return [training_arguments(command) for command in commands]
+
+
+@pytest.mark.parametrize(
+    "name, updates, regions, decay, tasks",
+    [
+        ("coco_stage1", 16_000, 64, 0.001, "semantic,instance,panoptic"),
+        ("voc", 3200, 128, 0.001, "semantic"),
+        ("ade", 16_000, 32, 0.0005, "semantic"),
+    ],
+)
+def test_prompts_are_learned_as_published(name, updates, regions, decay, tasks, tmp_path):
+    (found,) = freeseg_runs(tmp_path, name, *([] if name == "coco_stage1" else ["1"]), NGPU="4", BATCH="4")
+    assert (found.max_update, found.samples_per_class, found.weight_decay, found.tasks) == (updates, regions, decay, tasks)
+    assert (found.lr, found.momentum, found.clip_norm, found.warmup_updates, found.warmup_factor) == ([0.02], 0.9, 0.01, 100, 0.005)
+    assert 4 * found.batch_size * found.update_freq[0] == 32 and found.batch_size == 4 and found.arch == "freeseg_prompt_b16"
+    assert not (found.class_sorted or found.task_of_first or found.tall_crops or found.fill_with_mean)
+
+
+@pytest.mark.parametrize(
+    "name, depth, updates, batch, rate, decay, crop",
+    [
+        ("coco_stage2", "r50", 60_000, 32, 1e-4, 1e-4, 640),
+        ("coco_stage2", "r101c", 60_000, 32, 1.5e-4, 1.5e-4, 640),
+        ("voc", "r50", 20_000, 16, 1e-4, 1e-4, 512),
+        ("voc", "r101c", 20_000, 32, 2e-5, 2e-5, 512),
+        ("ade", "r50", 60_000, 32, 1e-4, 1e-4, 512),
+    ],
+)
+def test_masks_are_learned_as_published(name, depth, updates, batch, rate, decay, crop, tmp_path):
+    (found,) = freeseg_runs(tmp_path, name, *([] if name == "coco_stage2" else ["2"]), NGPU="8", DEPTH=depth)
+    assert (found.max_update, found.total_num_update, found.patch_image_size) == (updates, updates, crop)
+    assert (found.lr, found.weight_decay, found.clip_norm, found.power, found.warmup_updates) == ([rate], decay, 0.01, 0.9, 0)
+    assert 8 * found.batch_size * found.update_freq[0] == batch and found.arch == f"freeseg_{depth}" and found.frozen_prompts
+    assert found.tasks == ("semantic" if name == "voc" else "semantic,instance,panoptic") and found.backbone_lr_scale == 0.1
+    assert found.prompt_checkpoint == str(tmp_path / "prompts") and found.image_checkpoint == str(tmp_path / "backbone")
+
+
+def test_the_second_stage_starts_from_the_prompts_of_the_first(tmp_path):
+    prompts, masks = freeseg_runs(tmp_path, "voc", PROMPTS="")
+    assert masks.prompt_checkpoint == f"{prompts.save_dir}/checkpoint_best.pt" and masks.save_dir != prompts.save_dir
+    assert prompts.train_subset == masks.train_subset == "train_aug"
+
+
+def test_a_batch_that_memory_cannot_hold_is_accumulated(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        dry_run(FREESEG / "ade.sh", tmp_path, BATCH="5")
+    assert error.value.returncode == 2 and "BATCH=5 does not divide the 32 photos" in error.value.stderr
+    (found,) = freeseg_runs(tmp_path, "ade", "2", BATCH="2", NGPU="1")
+    assert (found.batch_size, found.update_freq) == (2, [16])
 
 
 def test_retrieval_reads_shards_or_the_official_file(tmp_path):

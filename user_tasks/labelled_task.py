@@ -12,6 +12,9 @@ from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError, name_difference, resolve_vocabulary
 from user_tasks.base_tasks import VocabularyTask
 
+TRAINING_SPLITS = ("train", "train_aug", "trainval")
+"""What `--train-subset` may name: photos of these splits are augmented and shuffled."""
+
 
 @dataclass
 class LabelledTaskConfig(FairseqDataclass):
@@ -81,5 +84,5 @@ class LabelledTask(VocabularyTask):
 
     def first_training_batch(self, device: torch.device) -> dict:
         """What a process without a batch of its own repeats without gradient, on its device."""
-        data = self.dataset("train")
+        data = next(data for split, data in self.datasets.items() if split in TRAINING_SPLITS)
         return utils.apply_to_sample(lambda tensor: tensor.to(device), data.collater([data[0]]))

@@ -16,7 +16,7 @@ from ofaseg.data.shards import ShardError
 from ofaseg.evaluation.classification import GROUPS, TOP, accuracies, hit_counts
 from ofaseg.structures import unwrap
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError
-from user_tasks.labelled_task import LabelledTask, LabelledTaskConfig
+from user_tasks.labelled_task import TRAINING_SPLITS, LabelledTask, LabelledTaskConfig
 from user_tasks.learned_prompts import TASKS, LearnedPromptClasses, LearnedPromptOptions, parse_tasks
 
 PUBLISHED_HEIGHT = (244, 224)
@@ -96,7 +96,7 @@ class PromptLearningTask(LearnedPromptClasses, LabelledTask):
         Raises:
             ShardError: the shards lack what a task needs, or have no region of a base class.
         """
-        training, reader = split == "train", self.reader(split)
+        training, reader = split in TRAINING_SPLITS, self.reader(split)
         classes = self.trained_classes if training else None
         regions = sample_regions(find_regions(reader, self.vocabulary, self.tasks), self.cfg.samples_per_class, self.cfg.seed, classes)
         if not len(regions):

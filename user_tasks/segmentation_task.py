@@ -14,7 +14,7 @@ from ofaseg.data import transforms
 from ofaseg.data.segmentation_dataset import SegmentationDataset
 from ofaseg.evaluation import postprocess, semantic, tiling
 from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
-from user_tasks.labelled_task import LabelledTask, LabelledTaskConfig
+from user_tasks.labelled_task import TRAINING_SPLITS, LabelledTask, LabelledTaskConfig
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class SegmentationTask(LabelledTask):
         return {}
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs) -> None:
-        self.datasets[split] = self.photo_dataset(split, training=split == "train")
+        self.datasets[split] = self.photo_dataset(split, training=split in TRAINING_SPLITS)
 
     def training_transform(self, sample: dict, rng: np.random.Generator) -> dict:
         """Random scale 0.5..2, crop, flip, colour jitter (as the published code augments)."""

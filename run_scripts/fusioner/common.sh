@@ -16,14 +16,6 @@ fi
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 [ "$OUT" != "$PWD/outputs/$SCRIPT_NAME" ] || OUT="$OUT-fold$FOLD"
 
-scores() {  # scores COMMAND CHECKPOINT DATA FLAG...: an `ofaseg` command that measures, on every GPU
-  local command=("$BIN/ofaseg") device=()
-  [ "$NGPU" != 0 ] || device=(--device cpu)
-  (( NGPU <= 1 )) || command=("$BIN/torchrun" --nproc-per-node "$NGPU" -m ofaseg.cli)
-  (( NGPU <= 1 )) || export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-  run "${command[@]}" "$@" "${device[@]}"
-}
-
 fusioner_fold() {  # fusioner_fold DATASET STATISTICS SUBSET EVALUATION_BATCH: trains on the base classes of a fold, tests the novel ones
   require CLIP "the file of CLIP's towers, such as ViT-L-14.pt"
   DATA="${DATA:-$OUT/shards}"
