@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_prep import prepare
@@ -18,7 +19,10 @@ from ofaseg.data import codec
 from ofaseg.data.segmentation_dataset import SegmentationDataset
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.doctor.examine import examine
+from ofaseg.evaluation.instance import InstanceEvaluator
+from ofaseg.structures import InstanceSegmentation, SegmentationOutput
 from ofaseg.utils.run_lengths import mask_of_text, text_of_mask
+from ofaseg.vocabulary import ClassVocabulary
 from tests.data_prep import raw_segments as raw
 from tests.data_prep.raw_segments import change_json, write_ids
 
@@ -354,6 +358,21 @@ def test_polygons_outside_the_photo_are_cut_off(tree, tmp_path, polygons, pixels
     segmentation(polygons)(tree)
     found = objects_of(converted(tree, tmp_path / "out"))
     assert len(found) == count and found[0][1].sum() == pixels == found[0][1][:3, :3].sum()
+
+
+def test_an_object_without_a_pixel_counts_as_missed():
+    """Of two objects of one class one can be found: recall, and with it AP, ends at one half."""
+    pytest.importorskip("pycocotools")
+    mask = torch.zeros(1, 6, 9, dtype=torch.bool)
+    mask[:, 1:4, 2:6] = True
+    entry = {"class_id": 0, "is_crowd": False, "area": 12.0, "box": [2.0, 1.0, 6.0, 4.0], "mask": text_of_mask(mask[0].numpy())}
+    empty = entry | {"area": 8.5, "mask": text_of_mask(np.zeros((6, 9), dtype=bool))}
+    found = InstanceSegmentation(mask, torch.tensor([0]), torch.ones(1), torch.tensor([[2.0, 1.0, 6.0, 4.0]]))
+    output = SegmentationOutput(torch.zeros(6, 9, dtype=torch.long), instances=found)
+    for truth, expected in (([entry], 1.0), ([entry, empty], 51 / 101)):
+        evaluator = InstanceEvaluator(ClassVocabulary(("cat",)))
+        evaluator.update([output], {"id": torch.tensor([0]), "native_sizes": [(6, 9)], "native_instances": [truth]})
+        assert evaluator.compute()["AP"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_clean_rows_are_read_and_without_findings(clean, tree, tmp_path):
