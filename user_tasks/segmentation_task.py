@@ -14,6 +14,7 @@ from omegaconf import II, MISSING
 from torch import Tensor
 
 from ofaseg.data import transforms
+from ofaseg.data.mask_target_dataset import SEMANTIC
 from ofaseg.data.segmentation_dataset import ON_BAD_SAMPLE, SegmentationDataset
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.evaluation import postprocess, semantic, tiling
@@ -67,6 +68,12 @@ class SegmentationTask(VocabularyTask):
     reads_class_order = False
     """Whether the model reads the class names as one text, in their order, so that scores may depend on it."""
 
+    output_kinds = (SEMANTIC,)
+    """What `predict_batch` can make."""
+
+    trained_vocabulary: Optional[ClassVocabulary] = None
+    """The classes that a restored checkpoint was trained with, where it tells."""
+
     uses_ema = True
     """With --store-ema, validation uses the averaged weights."""
 
@@ -110,8 +117,8 @@ class SegmentationTask(VocabularyTask):
     def reader(self, split: str) -> ShardReader:
         return ShardReader.for_split(self.cfg.data, split, selected_cols=self.cfg.selected_cols or None)
 
-    def photo_dataset(self, split: str, training: bool) -> SegmentationDataset:
-        """The dataset of a split, for training (augmented, shuffled) or evaluation (in order, native labels)."""
+    def photo_dataset(self, split: str, training: bool, **options) -> SegmentationDataset:
+        """The dataset of a split, for training (augmented, shuffled) or evaluation (in order, native labels); `options` as it takes."""
         augment = training and not self.cfg.no_photo_augmentation
         return self.dataset_class()(
             self.reader(split),
@@ -122,6 +129,7 @@ class SegmentationTask(VocabularyTask):
             on_bad_sample=str(self.cfg.on_bad_sample),
             batch_size_key=self.evaluation_size,
             **self.dataset_arguments(),
+            **options,
         )
 
     def dataset_class(self):

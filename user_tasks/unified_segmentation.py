@@ -2,31 +2,29 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Optional, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
-from torch import Tensor
 
 from ofaseg.clip_bpe import ClipTokenizer, find_merges
 from ofaseg.data import transforms
-from ofaseg.data.mask_target_dataset import INSTANCE, PANOPTIC, SEMANTIC, MaskTargetDataset, mask_targets
-from ofaseg.evaluation.mask_proposals import class_map, classify_masks, upsample_masks
+from ofaseg.data.mask_target_dataset import SEMANTIC, MaskTargetDataset, mask_targets
 from ofaseg.evaluation.postprocess import PostProcess
-from ofaseg.structures import MaskOutput, SegmentationOutput, unwrap
+from ofaseg.structures import MaskOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary
 from user_tasks.dense_segmentation import PromptedClasses
+from user_tasks.mask_outputs import TASKS, MaskOutputOptions, MaskOutputs, parse_tasks, with_things
 from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
 
-TASKS = (SEMANTIC, INSTANCE, PANOPTIC)
 SCALES = tuple(k / 10 for k in range(5, 16))
 """Short sides of training photos are so many times the crop's (published, on COCO: 320, 384 ... 960 for 640)."""
 
 
 @dataclass
-class UnifiedSegmentationConfig(SegmentationTaskConfig):
+class UnifiedSegmentationConfig(MaskOutputOptions, SegmentationTaskConfig):
     patch_image_size: int = field(default=640, metadata={"help": "side of training crops, short side of test photos (COCO: 640)"})
     label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
     text_tokenizer: ChoiceEnum(["clip_bpe"]) = field(default="clip_bpe", metadata={"help": "how texts are cut: clip_bpe (CLIP)"})
@@ -42,14 +40,10 @@ class UnifiedSegmentationConfig(SegmentationTaskConfig):
     random_towers: bool = field(default=False, metadata={"help": "without --clip-checkpoint: CLIP of random weights, for tests"})
     image_checkpoint: str = field(default="", metadata={"help": "weights of the image encoder to start from (ImageNet's)"})
     prompt_checkpoint: str = field(default="", metadata={"help": "checkpoint of prompt learning, whose prompts are taken"})
-    without_regions: bool = field(default=False, metadata={"help": "predict without CLIP's opinion of the masked regions: quicker"})
-    ensemble_weight: float = field(
-        default=0.8, metadata={"help": "0..1, how much of a base class's score is the query's, and of a novel one's CLIP's"}
-    )
 
 
 @register_task("unified_segmentation", dataclass=UnifiedSegmentationConfig)
-class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
+class UnifiedSegmentationTask(MaskOutputs, PromptedClasses, SegmentationTask):
     """Trains on masks of a kind drawn for each update, the same on all processes (FreeSeg, section 3.1); scores and predicts class maps.
 
     Classes that the vocabulary marks as novel are kept from training: neither their masks nor their texts play a part.
@@ -60,11 +54,9 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
     """
 
     def __init__(self, cfg: UnifiedSegmentationConfig, vocabulary: ClassVocabulary):
-        super().__init__(cfg, vocabulary)
+        super().__init__(cfg, with_things(vocabulary, cfg.things))
         self.tasks = parse_tasks(cfg.tasks)
-        if not 0 <= cfg.ensemble_weight <= 1:
-            raise ValueError(f"ensemble_weight {cfg.ensemble_weight}: give a number from 0 to 1")
-        self.size_multiple = 1
+        self.set_up_outputs(cfg)
         self.set_up_prompts(cfg, vocabulary.names)
 
     @classmethod
@@ -87,6 +79,7 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
         self.size_multiple = model.config.size_divisibility
         if from_checkpoint:
             return model
+        self.trained_vocabulary = self.vocabulary
         if not (self.cfg.clip_checkpoint or self.cfg.pretrained or self.cfg.random_towers):
             raise CheckpointError("the frozen CLIP needs its weights: give --clip-checkpoint (a local file), or --pretrained")
         if self.cfg.clip_checkpoint:
@@ -156,7 +149,7 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
         if not sample["nsentences"]:
             loss, _, log = self._empty_step(sample, device)
             return loss, 0, log | {"sample_size": 0} | dict.fromkeys(criterion.parts, loss)
-        output = self.proposals(model, sample["net_input"])
+        output = self.proposals(model, sample["net_input"])[SEMANTIC]
         lists = [lists[SEMANTIC].to(device) for lists in sample["mask_lists"]]
         targets = mask_targets([part.to(device) for part in sample["input_label_maps"]], lists, self.size_multiple)
         loss, sample_size, log = criterion.loss(output, targets)
@@ -170,53 +163,8 @@ class UnifiedSegmentationTask(PromptedClasses, SegmentationTask):
     # ---- prediction ----
 
     @torch.no_grad()
-    def proposals(self, model, net_input: dict) -> MaskOutput:
-        """Masks and scores of a batch for semantic segmentation."""
+    def proposals(self, model, net_input: dict, tasks: Sequence[str] = (SEMANTIC,)) -> dict[str, MaskOutput]:
+        """For each task the masks and scores of a batch, whose photos are encoded once."""
         image = net_input[self.image_key].to(next(model.parameters()).device, non_blocking=True)
         with self.autocast(image.device):
-            return model.predict(image, (SEMANTIC,), regions=not self.cfg.without_regions)[SEMANTIC]
-
-    def class_maps(self, output: MaskOutput, size: Sequence[int], native_sizes) -> list[SegmentationOutput]:
-        """The best class of every pixel at native size (FreeSeg, section 3.4), from proposals for photos of `size` (H, W)."""
-        logits = output.mask_logits
-        padded = tuple(-(-side // self.size_multiple) * self.size_multiple for side in size)
-        results = []
-        for photo, native_size in enumerate(native_sizes):
-            regions = (None, None) if output.region_logits is None else (output.region_logits[photo], output.region_valid[photo])
-            masks = upsample_masks(logits[photo], padded, tuple(size))
-            found = classify_masks(masks, output.class_logits[-1][photo], *regions, self._base(logits), self.cfg.ensemble_weight)
-            results.append(SegmentationOutput(class_map(found, native_size)))
-        return results
-
-    def _base(self, like: Tensor) -> Optional[Tensor]:
-        """(K,) bool, True for classes of the training; None where the vocabulary does not tell: all count as novel, as published."""
-        return ~torch.tensor(self.vocabulary.novel, device=like.device) if any(self.vocabulary.novel) else None
-
-    def predict_batch(self, model, net_input: dict, native_sizes, post: Optional[PostProcess] = None) -> list[SegmentationOutput]:
-        """Segments a batch at native sizes into classes.
-
-        Args:
-            net_input: as collated; moved to the model's device here.
-            native_sizes: B pairs (H, W).
-            post: must be without options: mask proposals are made into class maps in one way.
-
-        Raises:
-            ValueError: `post` has options.
-        """
-        post = post or self.post_process()
-        if post.flip_average or post.return_scores or post.refine != "none" or post.resnet_iters or post.window or post.scales != (1.0,):
-            raise ValueError(
-                "unified_segmentation makes class maps of mask proposals; flip, refine, resnet_iters, window, scales and scores of every "
-                "class are not for it: leave them out"
-            )
-        output = self.proposals(model, net_input)
-        return self.class_maps(output, net_input[self.image_key].shape[2:], native_sizes)
-
-
-def parse_tasks(text: str) -> tuple[str, ...]:
-    """'semantic,panoptic' -> its parts, each of `TASKS`, in their order there. Raises ValueError for others, and for none."""
-    given = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in given if part not in TASKS]
-    if unknown or not given:
-        raise ValueError(f"--tasks {text!r}: give one or more of {','.join(TASKS)}")
-    return tuple(task for task in TASKS if task in given)
+            return model.predict(image, tasks, regions=not self.cfg.without_regions)

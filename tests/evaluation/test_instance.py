@@ -172,7 +172,7 @@ def test_faults(monkeypatch):
     evaluator = InstanceEvaluator(VOCABULARY)
     output = SegmentationOutput(torch.zeros(H, W, dtype=torch.long))
     batch = {"id": torch.tensor([0]), "native_sizes": [(H, W)], "native_instances": [[]]}
-    with pytest.raises(ValueError, match="carry no instances"):
+    with pytest.raises(ValueError, match="carry no objects"):
         evaluator.update([output], {})
     with pytest.raises(ValueError, match="made no instances"):
         evaluator.update([output], batch)
