@@ -73,13 +73,12 @@ def run(args) -> int:
 
 def evaluate(args, device, rank: int) -> int:
     """The command on one of the ranks; rank 0 prints and writes."""
-    tasks = tuple(dict.fromkeys(part.strip() for part in args.tasks.split(",") if part.strip()))
-    if args.robustness is not None and tasks != (SEMANTIC,):
+    if args.robustness is not None and args.tasks != SEMANTIC:
         raise ValueError("--robustness compares class maps; leave --tasks out")
     model, task = _load(args, device)
     if args.robustness is not None:
         return evaluate_robustness.evaluate(args, model, task, rank)
-    check_tasks(tasks, task.output_kinds)
+    tasks = common.parse_tasks(args.tasks, task.output_kinds)
     dataset = task.photo_dataset(args.split, training=False, with_segments=tasks != (SEMANTIC,))
     evaluators = evaluators_for(tasks, task.vocabulary, dataset.reader.columns, args.absent_as_zero)
     rows = spread(len(dataset), args.limit or len(dataset))
@@ -110,14 +109,6 @@ def evaluate(args, device, rank: int) -> int:
         chosen = choose(scores, max(0, args.examples), args.examples_seed)
         _write_examples(Path(args.out), chosen, set(seen), dataset, predict, task.vocabulary, rank)
     return 1 if args.strict and result.bad_rows else 0
-
-
-def check_tasks(tasks: Sequence[str], possible: Sequence[str]) -> None:
-    """Raises ValueError for tasks that a checkpoint's model cannot do, and for none."""
-    others = [name for name in tasks if name not in possible]
-    if others or not tasks:
-        kinds = "class maps alone" if tuple(possible) == (SEMANTIC,) else "all of them"
-        raise ValueError(f"--tasks {','.join(tasks)}: give one or more of {','.join(possible)}; this model makes {kinds}")
 
 
 def evaluators_for(tasks: Sequence[str], vocabulary, columns: Sequence[str], absent_as_zero: bool = False) -> dict[str, Evaluator]:
