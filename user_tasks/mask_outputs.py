@@ -38,7 +38,7 @@ class MaskOutputOptions(FairseqDataclass):
             "help": "countable classes, a file or list of their names (default: as marked; free words: all but the checkpoint's own stuff)"
         },
     )
-    overlap_threshold: float = field(default=0.5, metadata={"help": "least share of a mask on pixels of its own class, of a segment or object"})
+    overlap_threshold: float = field(default=0.5, metadata={"help": "least share of a mask that lies on pixels of its own class, 0..1"})
     score_threshold: float = field(default=0.5, metadata={"help": "least score 0..1 of an object, or of a segment of a countable class"})
     suppression: ChoiceEnum(mask_postprocess.SUPPRESSIONS) = field(
         default="per_class",

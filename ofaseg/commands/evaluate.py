@@ -1,6 +1,7 @@
 """Scores a checkpoint on a split of shards: JSON, a Markdown row, the confusion matrix, and examples for the report.
 
-Class maps are scored by mIoU; of models of mask proposals also segments by PQ and objects by mask AP, with --tasks. Runs on one process, or on several under torchrun; the scores are the same.
+Class maps are scored by mIoU; of models of mask proposals also segments by PQ and objects by mask AP, with --tasks.
+Runs on one process, or on several under torchrun; the scores are the same.
 """
 
 import argparse

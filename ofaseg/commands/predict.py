@@ -1,6 +1,7 @@
 """Segments photos into named classes: an overlay with a legend, an index PNG and a JSON file of areas for each.
 
-Models of mask proposals also make panoptic segments and scored objects, with --tasks. With --maps it draws where free phrases are instead: one heat map per phrase and the cosines as .npz.
+Models of mask proposals also make panoptic segments and scored objects, with --tasks.
+With --maps it draws where free phrases are instead: one heat map per phrase and the cosines as .npz.
 Photos are files, folders, text files with one path or URL per line, and file:// or http(s):// URLs.
 """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ofaseg.data import codec, coco_export
+from ofaseg.data import coco_export, codec
 from ofaseg.evaluation import pictures, report, segment_pictures
 from ofaseg.structures import InstanceSegmentation, PanopticSegmentation
 from ofaseg.vocabulary import ClassVocabulary

@@ -23,7 +23,6 @@ from ofaseg.evaluation.pictures import read_index_png
 from ofaseg.evaluation.training_log import TrainingLog, read_training_log
 from ofaseg.vocabulary import ClassVocabulary
 
-
 SEGMENT_PICTURES = {"segments": "segments", "panoptic": "predicted segments"}
 """File of an example -> what the page calls it."""
 

@@ -131,8 +131,7 @@ def require_pycocotools() -> None:
         import pycocotools  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "average precision of instances is computed by pycocotools, which is not installed: pip install pycocotools "
-            "(or ofaseg[coco])"
+            "average precision of instances is computed by pycocotools, which is not installed: pip install pycocotools (or ofaseg[coco])"
         ) from error
 
 

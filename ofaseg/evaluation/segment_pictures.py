@@ -81,7 +81,8 @@ def _numbered(image: np.ndarray, places: np.ndarray, colours, names: list[str], 
         centre = _inside(places == k) if number else None
         if centre is not None:
             font = drawing.font(size, number)
-            draw.text(centre, number, font=font, fill=(255, 255, 255), stroke_width=max(1, size // 9), stroke_fill=(20, 20, 20), anchor="mm")
+            outline = {"stroke_width": max(1, size // 9), "stroke_fill": (20, 20, 20)}
+            draw.text(centre, number, font=font, fill=(255, 255, 255), anchor="mm", **outline)
     if not legend:
         return picture
     entries = list(zip(names, colours))

@@ -70,10 +70,10 @@ def test_base_marks_change_the_scores():
     output = task.proposals(model, {"image": photos()})["semantic"]
     assert task.trained_vocabulary is task.vocabulary and task.base_marks == (True,) * 3
     regions = (output.region_logits[1], output.region_valid[1])
-    found = task._classified(output, 1).class_scores
-    torch.testing.assert_close(found, classify_masks(output.mask_logits[1], output.class_logits[-1][1], *regions, torch.ones(3)).class_scores)
+    own, found = (output.mask_logits[1], output.class_logits[-1][1]), task._classified(output, 1).class_scores
+    torch.testing.assert_close(found, classify_masks(*own, *regions, torch.ones(3)).class_scores)
     task.cfg.all_novel = True
-    published = classify_masks(output.mask_logits[1], output.class_logits[-1][1], *regions).class_scores
+    published = classify_masks(*own, *regions).class_scores
     torch.testing.assert_close(task._classified(output, 1).class_scores, published)
     assert not torch.allclose(found, published, atol=1e-3)
 
@@ -147,7 +147,8 @@ def test_flip_and_scales():
     expected = 0
     for photo in (image, large.to(torch.uint8)):
         own = tuple(photo.shape[2:])
-        expected = expected + F.interpolate(scores_of(task, model, photo, own) + scores_of(task, model, photo.flip(-1), own).flip(-1), size, mode="bilinear")
+        both = scores_of(task, model, photo, own) + scores_of(task, model, photo.flip(-1), own).flip(-1)
+        expected = expected + F.interpolate(both, size, mode="bilinear")
     for b in range(2):
         shares = expected[b] / expected[b].sum(0)
         torch.testing.assert_close(found[b].class_scores, shares, atol=1e-4, rtol=1e-3)
