@@ -1,8 +1,10 @@
 """JSON files of annotations in COCO's form: photos, and the records drawn on each of them."""
 
 import json
+from collections import Counter
+from functools import cached_property
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
@@ -48,7 +50,26 @@ class AnnotationFile:
         lists = scan_lists(path, keep)
         self.photos = [_photo(record.kept, image_key, f"{path}, images[{number}]") for number, record in enumerate(lists["images"])]
         self.categories = [record.kept for record in lists["categories"]]
+        self._ambiguous = _repeated(photo.id for photo in self.photos), _repeated(photo.file_name for photo in self.photos)
         self._index(lists[annotations])
+
+    def check_photo(self, photo: AnnotatedPhoto) -> None:
+        """Compares a photo, of this list or another file's, with the record of its id in `images`; it may be absent there.
+
+        Raises:
+            SourceError: another name or size; or a photo whose id or name stands twice, so that its annotations may be another's.
+        """
+        for key, value, repeated in zip(("id", "file_name"), (photo.id, photo.file_name), self._ambiguous):
+            if value in repeated:
+                raise SourceError(f"{self.path}: two records of images have the {key} {value!r}; remove one, or correct it")
+        here = self._by_id.get(photo.id, photo)
+        if here[:4] != photo[:4]:
+            problem = f"image {photo.id} is {here.file_name}, {here.height}x{here.width} (height x width)"
+            raise SourceError(f"{self.path}: {problem}, elsewhere {photo.file_name}, {photo.height}x{photo.width}; pair the files again")
+
+    @cached_property
+    def _by_id(self) -> dict[int, AnnotatedPhoto]:
+        return {photo.id: photo for photo in self.photos}
 
     def _index(self, records: list[Record]) -> None:
         of_photo = np.array([record.kept for record in records], dtype=np.int64)
@@ -60,7 +81,7 @@ class AnnotationFile:
         """(where it stands, record) of each annotation of a photo, in file order.
 
         Raises:
-            SourceError: an annotation without `category_id`, or the file changed since it was opened.
+            SourceError: an annotation without `category_id`, or as `records`.
         """
         for where, record in self.records(photo):
             if not isinstance(record.get("category_id"), int):
@@ -71,8 +92,9 @@ class AnnotationFile:
         """As `annotations`, for records of any content, such as those that list the segments of a photo.
 
         Raises:
-            SourceError: the file changed since it was opened.
+            SourceError: as `check_photo`, or the file changed since it was opened.
         """
+        self.check_photo(photo)
         first, last = (int(np.searchsorted(self._of_photo, photo.id, side)) for side in ("left", "right"))
         with open(self.path, "rb") as file:
             for number in range(first, last):
@@ -84,6 +106,10 @@ class AnnotationFile:
                 except ValueError as error:
                     raise SourceError(f"{where}: the file changed while it was read; call again") from error
                 yield where, record
+
+
+def _repeated(values: Iterable) -> frozenset:
+    return frozenset(value for value, count in Counter(values).items() if count > 1)
 
 
 def _itself(record):

@@ -1,5 +1,6 @@
 """What COCO's panoptic and instance files say about one photo, as the columns of a row; and the categories behind it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Optional
@@ -31,7 +32,7 @@ class Categories:
 
     def class_id(self, category, where: str) -> Optional[int]:
         """Raises SourceError for an unknown category."""
-        if isinstance(category, bool) or not isinstance(category, int) or category not in self.classes:
+        if not _is_whole(category) or category not in self.classes:
             problem = f"category_id {category!r} is not in the list of categories"
             raise SourceError(f"{where}: {problem}; add it there, or correct the record")
         return self.classes[category]
@@ -45,10 +46,11 @@ def read_categories(records: list, where: str, countable: bool = True) -> list[d
     """
     found: list[dict] = []
     for number, record in enumerate(records):
-        valid = isinstance(record, dict) and isinstance(record.get("id"), int) and isinstance(record.get("name"), str)
+        place = f"{where}, categories[{number}]"
+        valid = isinstance(record, dict) and _is_whole(record.get("id")) and isinstance(record.get("name"), str)
         if not valid or not record["name"].strip():
-            raise SourceError(f"{where}, categories[{number}]: {record!r} has no id and name; correct the record")
-        found.append({"id": record["id"], "name": record["name"].strip(), "isthing": bool(record.get("isthing", countable))})
+            raise SourceError(f"{place}: {record!r} has no id and name; correct the record")
+        found.append({"id": record["id"], "name": record["name"].strip(), "isthing": _flag(record, "isthing", place, countable)})
     for key in ("id", "name"):
         values = [entry[key] for entry in found]
         repeated = [value for value in values if values.count(value) > 1]
@@ -102,7 +104,7 @@ def read_segments(path: Path, record: dict, size: tuple[int, int], categories: C
     Raises:
         FileNotFoundError: there is no PNG.
         SourceError: a PNG that is damaged or of another size, ids of the PNG that are not listed or the reverse, an id listed twice,
-            an unknown category.
+            an unknown category, an iscrowd, area or bbox that is none.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: segment map not found, but {where} names it; copy the folder of PNG files there")
@@ -124,14 +126,14 @@ def read_segments(path: Path, record: dict, size: tuple[int, int], categories: C
         raise SourceError(f"{where}: the segments {undrawn[:_SHOWN]} have no pixel in {path}; leave them out of segments_info")
     segments, dropped = [], []
     for segment_id, info in listed.items():
-        class_id = categories.class_id(info.get("category_id"), f"{where}, segment {segment_id}")
+        place = f"{where}, segment {segment_id}"
+        class_id = categories.class_id(info.get("category_id"), place)
         if class_id is None:
             dropped.append(segment_id)
             continue
-        about = {"id": segment_id, "class_id": class_id, "is_crowd": bool(info.get("iscrowd", 0))}
-        area = info.get("area", area_of[segment_id])
-        box = _box(info["bbox"], where) if "bbox" in info else tight_box(segment_map == segment_id)
-        segments.append(about | {"area": int(area), "box": box})
+        about = {"id": segment_id, "class_id": class_id, "is_crowd": _flag(info, "iscrowd", place)}
+        box = _box(info["bbox"], place) if "bbox" in info else tight_box(segment_map == segment_id)
+        segments.append(about | {"area": int(_area(info, area_of[segment_id], place)), "box": box})
     if dropped:
         segment_map[np.isin(segment_map, dropped)] = 0
     return segment_map, segments
@@ -144,7 +146,7 @@ def _listed_segments(record: dict, where: str) -> dict[int, dict]:
         raise SourceError(f"{where}: no list segments_info; is this the panoptic file?")
     for info in infos:
         segment_id = info.get("id") if isinstance(info, dict) else None
-        if not isinstance(segment_id, int) or not 0 < segment_id < 2**24:
+        if not _is_whole(segment_id) or not 0 < segment_id < 2**24:
             raise SourceError(f"{where}: segment id {segment_id!r} is not in 1..{2**24 - 1}; correct the record")
         if segment_id in listed:
             raise SourceError(f"{where}: segment id {segment_id} stands twice in segments_info; remove one of them")
@@ -169,17 +171,18 @@ def classes_of_segments(segment_map: np.ndarray, segments: list[dict]) -> np.nda
 def read_instance(record: dict, size: tuple[int, int], categories: Categories, where: str) -> Optional[tuple[dict, np.ndarray]]:
     """(entry of the column `instances`, its (H, W) bool mask) of an annotation; None for a class that is left out.
 
+    What lies outside the photo is cut off. An object that has no pixel left stays in the list: scores count it as missed, as COCO's do.
+
     Raises:
-        SourceError: as `draw_mask`, or an unknown category.
+        SourceError: as `draw_mask`, an unknown category, an iscrowd, area or bbox that is none.
     """
     class_id = categories.class_id(record["category_id"], where)
     if class_id is None:
         return None
     mask = draw_mask(record.get("segmentation"), *size, where)
-    area, number = record.get("area"), record.get("id")
-    is_number = isinstance(area, int | float) and not isinstance(area, bool)
-    entry = {"id": number if isinstance(number, int) else 0, "class_id": class_id, "is_crowd": bool(record.get("iscrowd", 0))}
-    entry |= {"area": float(area) if is_number else float(mask.sum())}
+    number = record.get("id")
+    entry = {"id": number if _is_whole(number) else 0, "class_id": class_id, "is_crowd": _flag(record, "iscrowd", where)}
+    entry |= {"area": float(_area(record, int(mask.sum()), where))}
     entry["box"] = _box(record["bbox"], where) if "bbox" in record else tight_box(mask)
     return entry | {"mask": text_of_mask(mask)}, mask
 
@@ -192,9 +195,33 @@ def classes_of_instances(drawn: list[tuple[dict, np.ndarray]], size: tuple[int, 
     return label_map
 
 
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _flag(record: dict, key: str, where: str, default: bool = False) -> bool:
+    """0 or 1, or true or false, of a record; what else can be read as true, such as "0", is an error."""
+    value = record.get(key, default)
+    if value not in (0, 1):
+        raise SourceError(f"{where}: {key} is {value!r}, not 0 or 1; correct the record")
+    return bool(value)
+
+
+def _area(record: dict, counted: int, where: str) -> int | float:
+    """The area that a record gives, else the pixels `counted`."""
+    area = record.get("area", counted)
+    if not _is_number(area) or area < 0:
+        raise SourceError(f"{where}: area {area!r} is not a number of pixels; correct the record, or leave area out")
+    return area
+
+
 def _box(bbox, where: str) -> list[float]:
     """[x0, y0, x1, y1] of COCO's [x, y, width, height]."""
-    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in bbox)
+    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))
     if not numbers or bbox[2] < 0 or bbox[3] < 0:
         raise SourceError(f"{where}: bbox {bbox!r} is not [x, y, width, height]; correct the record")
     x, y, width, height = (float(v) for v in bbox)

@@ -23,7 +23,7 @@ from typing import Optional
 
 import numpy as np
 
-from data_prep.label_values import add_label_arguments, label_map_to_store, user_vocabulary
+from data_prep.label_values import add_label_arguments, label_map_to_store, mark_novel, user_vocabulary
 from data_prep.paired import PairSource, find_folder
 from data_prep.palette import NamedColour, colours_to_ids, read_palette
 from data_prep.source import Source, SourceError
@@ -137,7 +137,7 @@ def open_split(root, split: str, args: argparse.Namespace) -> Source:
     on_bad_sample = getattr(args, "on_bad_sample", "raise")
     images, labels = _folders(root, args)
     palette = read_palette(args.palette) if args.palette else None
-    vocabulary = _vocabulary(Path(root), args, palette)
+    vocabulary = mark_novel(_vocabulary(Path(root), args, palette), args.novel)
     ignore = tuple(args.ignore or ())
     folder = usual_names(find_split_folders(images, labels).names).get(split)
     if folder is not None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from data_prep import hf_files
 from data_prep.hf_classes import find_classes, is_list
-from data_prep.label_values import add_label_arguments, class_ids, label_map_to_store, user_vocabulary
+from data_prep.label_values import add_label_arguments, class_ids, label_map_to_store, mark_novel, user_vocabulary
 from data_prep.paired import kept_or_png
 from data_prep.source import Source, SourceError
 from ofaseg.vocabulary import ClassVocabulary
@@ -210,7 +210,7 @@ def open_split(root, split: str, args: argparse.Namespace) -> HfSource:
     names, first = find_classes(root, dataset.features, columns[1], args.class_names, args.label_offset)
     vocabulary = user_vocabulary(names, first, args.ignore, source=f"datasets, {Path(root).resolve().name}")
     id_column = choose_id_column(dataset, args.id_column, f"{root}, split {split}")
-    return HfSource(root, split, vocabulary, columns, id_column, args.ignore or ())
+    return HfSource(root, split, mark_novel(vocabulary, args.novel), columns, id_column, args.ignore or ())
 
 
 def choose_id_column(dataset, given: Optional[str], where: str) -> Optional[str]:

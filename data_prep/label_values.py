@@ -1,12 +1,13 @@
 """What the values of a user's label maps mean: options and checks that converters of free-form data share."""
 
 import argparse
+from dataclasses import replace
 from typing import Optional, Sequence
 
 import numpy as np
 
 from data_prep.source import SourceError, stored_label_values
-from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
+from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, parse_class_names
 
 _DEFAULT_IGNORE = 255
 
@@ -20,11 +21,35 @@ def ignore_values(text: str) -> tuple[int, ...]:
 
 
 def add_label_arguments(parser, label_offset: int = 0) -> None:
-    """`--class-names`, `--label-offset` and `--ignore`."""
+    """`--class-names`, `--label-offset`, `--ignore` and `--novel`."""
     parser.add_argument("--class-names", default="", help="file with one class name per line, or a comma list")
     meaning = f"label value of the first class (default {label_offset}); often 1, where 0 is no label"
     parser.add_argument("--label-offset", type=int, default=label_offset, help=meaning)
     parser.add_argument("--ignore", type=ignore_values, default=None, metavar="V[,V]", help="label values without a class (default 255)")
+    add_novel_argument(parser)
+
+
+def add_novel_argument(parser) -> None:
+    """`--novel`."""
+    parser.add_argument("--novel", default="", help="classes held out of training: file with one name per line, or a comma list")
+
+
+def mark_novel(vocabulary: ClassVocabulary, novel: str) -> ClassVocabulary:
+    """The vocabulary with the classes of `novel`, a file or a comma list, marked as held out of training; as it is for "".
+
+    Raises:
+        VocabularyError: `novel` is no list of names.
+        SourceError: a name that is no class, or no class is left to train on.
+    """
+    if not novel:
+        return vocabulary
+    names = parse_class_names(novel)
+    unknown = [name for name in names if name not in vocabulary.names]
+    if unknown:
+        raise SourceError(f"--novel {unknown[0]!r} is no class of {vocabulary.source}; the classes are {', '.join(vocabulary.names)}")
+    if len(names) == len(vocabulary):
+        raise SourceError(f"--novel names all {len(names)} classes of {vocabulary.source}; leave some to train on")
+    return replace(vocabulary, novel=tuple(name in names for name in vocabulary.names))
 
 
 def user_vocabulary(names: Sequence[str], label_offset: int, ignore: Optional[Sequence[int]], source: str) -> ClassVocabulary:

@@ -53,6 +53,7 @@ DATASETS = {
     "pascal5i": "data_prep.pascal5i",
     "pascal_context": "data_prep.pascal_context",
     "pascal_voc": "data_prep.pascal_voc",
+    "regions": "data_prep.regions",
     "shapes": "data_prep.shapes",
     "shards": "data_prep.shards",
     "voc_zero_shot": "data_prep.voc_zero_shot",

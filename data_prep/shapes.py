@@ -12,6 +12,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 from PIL import Image
 
+from data_prep.label_values import add_novel_argument, mark_novel
 from data_prep.shapes_drawing import BACKGROUNDS, COLOURS, OBJECTS, SIDE, draw_background, draw_object, light
 from data_prep.source import Source
 from ofaseg.vocabulary import ClassVocabulary, default_palette
@@ -195,6 +196,7 @@ class ShapesSource(Source):
         split: train, val or test.
         num: number of scenes, at least 0; None for `DEFAULT_COUNTS[split]`.
         seed: the world's seed.
+        novel: names of the classes to be marked as held out, by commas; captions and boxes speak of them all the same.
 
     Raises:
         ValueError: unknown split, or a negative number.
@@ -202,10 +204,10 @@ class ShapesSource(Source):
 
     columns = COLUMNS
 
-    def __init__(self, split: str, num: Optional[int] = None, seed: int = 1):
+    def __init__(self, split: str, num: Optional[int] = None, seed: int = 1, novel: str = ""):
         if split not in SPLIT_STREAMS:
             raise ValueError(f"shapes has no split {split!r}; choose one of {', '.join(SPLIT_STREAMS)}")
-        self.vocabulary = vocabulary()
+        self.vocabulary = mark_novel(vocabulary(), novel)
         self.split = split
         self.num = DEFAULT_COUNTS[split] if num is None else int(num)
         self.seed = int(seed)
@@ -240,11 +242,12 @@ def add_arguments(parser) -> None:
     """Options of this dataset."""
     parser.add_argument("--num", type=scene_counts, default={}, help="number of scenes, or per split: train=800,val=100")
     parser.add_argument("--seed", type=int, default=1, help="seed of the drawn world (default 1)")
+    add_novel_argument(parser)
 
 
 def open_split(root, split: str, args: argparse.Namespace) -> ShapesSource:
     """The scenes of a split; `root` is unused, the world is drawn. Raises ValueError for an unknown split."""
-    return ShapesSource(split, args.num.get(split, args.num.get("")), args.seed)
+    return ShapesSource(split, args.num.get(split, args.num.get("")), args.seed, args.novel)
 
 
 def caption_words() -> list[str]:

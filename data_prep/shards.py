@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Optional
 
-from data_prep.label_values import add_label_arguments, user_vocabulary
+from data_prep.label_values import add_label_arguments, mark_novel, user_vocabulary
 from data_prep.source import Source, SourceError
 from ofaseg.data.shards import ShardError, ShardReader, load_vocabulary
 from ofaseg.data.shards import list_splits as splits_in_folder
@@ -88,8 +88,10 @@ def _vocabulary(root: Path, args: argparse.Namespace) -> Optional[ClassVocabular
     """The classes beside the shards, else those of the command line, else None."""
     vocabulary = load_vocabulary(root if root.is_dir() else root.parent)
     if vocabulary is not None:
-        return resolve_vocabulary(args.class_names, vocabulary)
-    if not args.class_names:
-        return None
-    names = parse_class_names(args.class_names)
-    return user_vocabulary(names, args.label_offset, args.ignore or (_OFFICIAL_IGNORE,), source="--class-names")
+        vocabulary = resolve_vocabulary(args.class_names, vocabulary)
+    elif args.class_names:
+        names = parse_class_names(args.class_names)
+        vocabulary = user_vocabulary(names, args.label_offset, args.ignore or (_OFFICIAL_IGNORE,), source="--class-names")
+    elif args.novel:
+        raise SourceError(f"{root}: --novel needs class names: there is no vocabulary.json beside the shards; give --class-names")
+    return vocabulary and mark_novel(vocabulary, args.novel)

@@ -20,10 +20,12 @@ def _register() -> None:
     import criterions.image_text_contrastive  # noqa: F401
     import criterions.mask_matching  # noqa: F401
     import criterions.masked_binary_cross_entropy  # noqa: F401
+    import criterions.region_cross_entropy  # noqa: F401
     import criterions.seg_token_cross_entropy  # noqa: F401
     import criterions.vision_language_pretraining  # noqa: F401
     import ofaseg.models.clip_dense  # noqa: F401
     import ofaseg.models.freeseg  # noqa: F401
+    import ofaseg.models.freeseg_prompt  # noqa: F401
     import ofaseg.models.fusioner  # noqa: F401
     import ofaseg.models.ifseg  # noqa: F401
     import ofaseg.models.simseg  # noqa: F401
@@ -31,6 +33,7 @@ def _register() -> None:
     import user_tasks.dense_segmentation  # noqa: F401
     import user_tasks.fusion_segmentation  # noqa: F401
     import user_tasks.image_text_pretraining  # noqa: F401
+    import user_tasks.prompt_learning  # noqa: F401
     import user_tasks.seq2seq_segmentation  # noqa: F401
     import user_tasks.unified_segmentation  # noqa: F401
     import user_tasks.vision_language_pretraining  # noqa: F401

@@ -20,6 +20,7 @@ P6    ``fairseq.trainer.Trainer.get_train_iterator``               schedules tha
 P7    the root logger while fairseq is imported                    every library logs at DEBUG level to the terminal
 P8    ``fairseq.trainer.Trainer.load_checkpoint``                  a task's own check of the run it resumes (its classes)
 P9    imports of scikit-learn, SciPy and wandb by fairseq          nothing; every command starts two seconds later
+P10   ``fairseq.data.data_utils._find_extra_valid_paths``          validation on data that are files, or several by commas
 ===== ============================================================ ====================================================
 
 Files are always read with ``weights_only=True``. P1b alone unpickles freely: its bytes come from rank 0 of the same job
@@ -400,6 +401,25 @@ def _resume_task_state() -> bool:
 
 
 # P5, P9 and P7 come first: they are about what importing fairseq does
+def _look_for_subsets_in_folders() -> bool:
+    """P10: fairseq looks for forgotten validation files in what ``data`` names, as if it were folders, separated by colons."""
+    from fairseq.data import data_utils
+
+    original = data_utils._find_extra_valid_paths
+    try:
+        original(__file__)
+        return False
+    except NotADirectoryError:
+        pass
+
+    def find_extra_valid_paths(dataset_path):
+        places = [place for part in dataset_path.split(",") for place in part.split(os.pathsep) if os.path.isdir(place)]
+        return set().union(*map(original, places))
+
+    data_utils._find_extra_valid_paths = find_extra_valid_paths
+    return True
+
+
 PATCHES = {
     "P5": _quiet_warnings,
     "P9": _import_large_packages_late,
@@ -414,6 +434,7 @@ PATCHES = {
     "P4": _copy_integer_buffers,
     "P6": _announce_epoch_length,
     "P8": _resume_task_state,
+    "P10": _look_for_subsets_in_folders,
 }
 
 

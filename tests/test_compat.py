@@ -156,6 +156,18 @@ def test_p8_every_process_complains_itself(train):
     train("--toy-words", "cat dog", updates=4, nproc=2).check()
 
 
+def test_p10_data_that_are_no_folder(call, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "valid1.tsv").write_text("")
+    (tmp_path / "list.csv").write_text("")
+    data = f"{tmp_path}/a,{tmp_path}/list.csv"
+    assert "FileNotFoundError" in call("forgotten_subsets", data, off="P10").text
+    assert call("forgotten_subsets", data).check().value == ["valid1"]
+    assert call("forgotten_subsets", f"{tmp_path}/a:{tmp_path}/b").check().value == ["valid1"]
+    assert call("forgotten_subsets", f"{tmp_path}/list.csv:{tmp_path}/nowhere").check().value == []
+
+
 @pytest.fixture(scope="module")
 def without_p7_and_p9():
     """What importing does without these two, which have nothing to do with each other: one new process for both."""

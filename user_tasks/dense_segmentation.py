@@ -81,7 +81,9 @@ class PromptedClasses:
         self.class_prompts = self.prompts_of(names)
 
     def build_text_tokenizer(self, cfg):
-        """The tokenizer of the text tower: WordPiece over `bert_vocab`."""
+        """The tokenizer of the text tower: the one that `text_tokenizer` names, CLIP's or WordPiece over `bert_vocab`."""
+        if str(cfg.text_tokenizer) == "clip_bpe":
+            return ClipTokenizer(find_merges(cfg.clip_bpe))
         return WordPieceTokenizer(find_vocab(cfg.bert_vocab))
 
     def tokenize(self, texts: list[str]):
@@ -123,12 +125,6 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
     @classmethod
     def setup_task(cls, cfg: DenseSegmentationConfig, **kwargs):
         return cls(cfg, cls.resolve_vocabulary(cfg))
-
-    def build_text_tokenizer(self, cfg):
-        """The one that `text_tokenizer` names."""
-        if str(cfg.text_tokenizer) == "clip_bpe":
-            return ClipTokenizer(find_merges(cfg.clip_bpe))
-        return super().build_text_tokenizer(cfg)
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         model = super().build_model(cfg, from_checkpoint)

@@ -207,7 +207,7 @@ class FusionSegmentationTask(DenseSegmentationTask):
 
     def train_step(self, sample, model, *args, **kwargs):
         if kwargs.get("ignore_grad") and "target" not in sample:
-            sample = self._first_training_batch(sample["id"].device)  # see SegmentationTask.train_step
+            sample = self.first_training_batch(sample["id"].device)  # see SegmentationTask.train_step
         return super().train_step(self.training_inputs(model, sample), model, *args, **kwargs)
 
     def valid_step(self, sample, model, criterion, ema_model=None):

@@ -27,6 +27,8 @@ from user_tasks.base_tasks import VocabularyTask
 from user_tasks.dense_segmentation import DenseSegmentationConfig, DenseSegmentationTask, PromptedClasses
 
 SEGMENTATION_SCORES = ("mIoU", "mAcc", "aAcc")
+SHARED_OPTIONS = ("text_tokenizer", "clip_bpe", "bert_vocab", "text_length", "templates", "zero_shot", "autocast", "seed")
+"""What the zero-shot validation is told of the training."""
 
 
 @dataclass
@@ -34,8 +36,14 @@ class ImageTextPretrainingConfig(FairseqDataclass):
     data: str = field(
         default=MISSING, metadata={"help": "photos with captions: shards, .parquet, .csv[:image folder], saved dataset; several by commas"}
     )
-    bert_vocab: str = field(default=MISSING, metadata={"help": "vocab.txt of the text tower, or a folder with it"})
-    text_length: int = field(default=25, metadata={"help": "longest caption in tokens, with CLS and SEP (paper: 25)"})
+    text_tokenizer: ChoiceEnum(["wordpiece", "clip_bpe"]) = field(
+        default="wordpiece", metadata={"help": "how texts are cut: wordpiece (SimSeg, with --bert-vocab), clip_bpe (CLIP)"}
+    )
+    clip_bpe: str = field(
+        default="", metadata={"help": "bpe_simple_vocab_16e6.txt.gz of CLIP, or its folder (default: the one inside open_clip_torch)"}
+    )
+    bert_vocab: str = field(default="", metadata={"help": "for wordpiece: vocab.txt of the text tower, or a folder with it"})
+    text_length: int = field(default=25, metadata={"help": "longest caption in tokens, with both ends (SimSeg: 25, CLIP: 77)"})
     templates: str = field(default="imagenet80", metadata={"help": "sentences around class names: imagenet80, photo, name, or a text file"})
     patch_image_size: int = field(default=224, metadata={"help": "side of training crops in pixels (paper: 224)"})
     eval_image_size: int = field(default=0, metadata={"help": "side of the middle crop in validation, pixels (0: as in training)"})
@@ -68,12 +76,14 @@ class ImageTextPretrainingConfig(FairseqDataclass):
 
 @register_task("image_text_pretraining", dataclass=ImageTextPretrainingConfig)
 class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
-    """Trains a dual encoder on pairs (SimSeg, section 3); label maps are never read in training."""
+    """Trains a dual encoder, SimSeg or CLIP, on pairs (SimSeg, section 3); label maps are never read in training."""
 
     uses_ema = True
     """With --store-ema, validation uses the averaged weights."""
 
     def __init__(self, cfg: ImageTextPretrainingConfig):
+        if cfg.caption_augmentation and str(cfg.text_tokenizer) != "wordpiece":
+            raise ValueError("--caption-augmentation changes word pieces: it goes with --text-tokenizer wordpiece alone")
         self.segmentation = self._segmentation_task(cfg) if cfg.seg_data else None
         super().__init__(cfg, self.segmentation.vocabulary if self.segmentation else None)
         self.set_up_prompts(cfg, self.vocabulary.names if self.vocabulary else ())
@@ -89,7 +99,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
     @staticmethod
     def _segmentation_task(cfg: ImageTextPretrainingConfig) -> DenseSegmentationTask:
         """The task whose validation gives mIoU on `seg_data`."""
-        shared = {name: getattr(cfg, name) for name in ("bert_vocab", "text_length", "templates", "zero_shot", "autocast", "seed")}
+        shared = {name: getattr(cfg, name) for name in SHARED_OPTIONS}
         side = cfg.eval_image_size or cfg.patch_image_size
         return DenseSegmentationTask.setup_task(DenseSegmentationConfig(data=cfg.seg_data, patch_image_size=side, **shared))
 
@@ -182,7 +192,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         model = self._validated = unwrap(ema_model if ema_model is not None else model)
         model.eval()
         self._scores = None
-        device = model.temperature.device
+        device = next(model.parameters()).device
         with torch.no_grad(), self.autocast(device):
             if sample["nsentences"]:
                 image, text = model.embed_image(sample["net_input"]["image"]), model.embed_text(**sample["caption_input"])
@@ -210,7 +220,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         if any(meters is active for active in metrics.get_active_aggregators()):
             return float("nan")
         if self._scores is None:
-            self._scores = self._retrieval.compute(self._validated.temperature.device)
+            self._scores = self._retrieval.compute(next(self._validated.parameters()).device)
             self._retrieval.reset()
             if self.segmentation is not None:
                 self._segmentation_scores = self._segmentation_scores or self.segmentation_scores(self._validated)

@@ -16,8 +16,7 @@ from ofaseg.evaluation.mask_views import SizedPhoto, View, averaged_class_map, a
 from ofaseg.evaluation.postprocess import PostProcess, argmax_at_size, resize_scores
 from ofaseg.structures import MaskOutput, SegmentationOutput
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError, parse_class_names, share_a_word
-
-TASKS = (SEMANTIC, INSTANCE, PANOPTIC)
+from user_tasks.learned_prompts import TASKS, parse_tasks
 
 
 @dataclass
@@ -229,12 +228,3 @@ def with_things(vocabulary: ClassVocabulary, things: str) -> ClassVocabulary:
     if unknown:
         raise VocabularyError(f"things: {unknown[0]!r} is no class; name some of {', '.join(vocabulary.names[:20])}")
     return replace(vocabulary, thing=tuple(name in names for name in vocabulary.names))
-
-
-def parse_tasks(text: str) -> tuple[str, ...]:
-    """'semantic,panoptic' -> its parts, each of `TASKS`, in their order there. Raises ValueError for others, and for none."""
-    given = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in given if part not in TASKS]
-    if unknown or not given:
-        raise ValueError(f"--tasks {text!r}: give one or more of {','.join(TASKS)}")
-    return tuple(task for task in TASKS if task in given)

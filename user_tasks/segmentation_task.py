@@ -1,26 +1,22 @@
 """What every segmentation task shares: vocabulary, datasets, validation by areas, prediction."""
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Optional
 
 import numpy as np
 import torch
-from fairseq import utils
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
-from omegaconf import II, MISSING
 from torch import Tensor
 
 from ofaseg.data import transforms
 from ofaseg.data.mask_target_dataset import SEMANTIC
-from ofaseg.data.segmentation_dataset import ON_BAD_SAMPLE, SegmentationDataset
-from ofaseg.data.shards import ShardReader, load_vocabulary
+from ofaseg.data.segmentation_dataset import SegmentationDataset
 from ofaseg.evaluation import postprocess, semantic, tiling
 from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
-from ofaseg.vocabulary import ClassVocabulary, VocabularyError, name_difference, resolve_vocabulary
-from user_tasks.base_tasks import VocabularyTask
+from ofaseg.vocabulary import ClassVocabulary
+from user_tasks.labelled_task import LabelledTask, LabelledTaskConfig
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +25,8 @@ LONG_SIDE = 4
 
 
 @dataclass
-class SegmentationTaskConfig(FairseqDataclass):
-    data: str = field(default=MISSING, metadata={"help": "folder of shards: <split>-*.parquet or .tsv, and vocabulary.json"})
-    class_names: str = field(default="", metadata={"help": "class names: a file with one per line, or a comma-separated list"})
-    rename_classes: bool = field(default=False, metadata={"help": "--class-names re-words the shards' classes one by one"})
-    selected_cols: str = field(default="", metadata={"help": "positions of image, label map and id in a TSV row, such as 0,1,2"})
-    label_offset: int = field(default=1, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0 (IFSeg: 1)"})
+class SegmentationTaskConfig(LabelledTaskConfig):
     patch_image_size: int = field(default=512, metadata={"help": "short side of the photos the model sees, pixels"})
-    pretrained: str = field(default="", metadata={"help": "checkpoint to start from (official, ours, exported); resuming ignores it"})
-    autocast: ChoiceEnum(["none", "bf16"]) = field(default="none", metadata={"help": "mixed precision of forward and loss"})
-    on_bad_sample: ChoiceEnum(ON_BAD_SAMPLE) = field(
-        default="skip", metadata={"help": "a row that cannot be read: skip (leave it out, counted as bad_rows) or raise"}
-    )
     no_photo_augmentation: bool = field(default=False, metadata={"help": "supervised training without scale, crop, flip and colour jitter"})
     resnet_topk: int = field(default=3, metadata={"help": "K of feature propagation in evaluation"})
     resnet_iters: int = field(default=0, metadata={"help": "iterations of feature propagation in evaluation, 0 = off (paper: 25)"})
@@ -48,14 +34,9 @@ class SegmentationTaskConfig(FairseqDataclass):
     window: int = field(default=0, metadata={"help": "prediction by sliding windows of so many pixels, 0 = whole photos"})
     window_stride: int = field(default=0, metadata={"help": "pixels between windows, 0 = half a window"})
     scales: str = field(default="", metadata={"help": "prediction averaged over factors of the photo's size, such as 0.75,1,1.25"})
-    # a live loader would keep the epoch its workers were started with
-    reuse_dataloader: bool = field(default=False, metadata={"help": "keep one data loader over epochs; needs --persistent-workers"})
-    # fairseq's default True keeps the workers of every finished epoch and validation alive: memory fills up, epoch by epoch
-    persistent_workers: bool = field(default=False, metadata={"help": "keep data workers alive after their epoch"})
-    seed: int = II("common.seed")
 
 
-class SegmentationTask(VocabularyTask):
+class SegmentationTask(LabelledTask):
     """Base of the dense tasks; sub-classes say which model inputs a sample becomes.
 
     Validation runs the model once per batch and counts (label, prediction) pairs at native size; `mIoU` and its relatives
@@ -77,45 +58,7 @@ class SegmentationTask(VocabularyTask):
     uses_ema = True
     """With --store-ema, validation uses the averaged weights."""
 
-    @classmethod
-    def resolve_vocabulary(cls, cfg: SegmentationTaskConfig) -> ClassVocabulary:
-        """Names from --class-names or the shards; raises VocabularyError when neither or both disagree."""
-        shard_vocabulary = load_vocabulary(cfg.data)
-        vocabulary = resolve_vocabulary(cfg.class_names, shard_vocabulary, cfg.rename_classes)
-        if shard_vocabulary is None:
-            ignore_label = 0 if cfg.label_offset else None
-            vocabulary = replace(vocabulary, label_offset=cfg.label_offset, ignore_label=ignore_label)
-        return vocabulary
-
-    def build_model(self, cfg, from_checkpoint: bool = False):
-        """Builds the model, from `--pretrained` weights where given; logs what matched."""
-        model = super().build_model(cfg, from_checkpoint)
-        if self.cfg.pretrained and not from_checkpoint:
-            from ofaseg.checkpoints import load_pretrained  # checkpoints know tasks, so tasks import them late
-
-            load_pretrained(model, self.cfg.pretrained, self.vocabulary.names)
-        return model
-
-    def state_dict(self) -> dict:
-        """What a checkpoint says of the task: the class vocabulary and the count of rows left out."""
-        return super().state_dict() | {"vocabulary": self.vocabulary.to_json()}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Raises VocabularyError when a run is resumed with other classes than it was trained with."""
-        super().load_state_dict(state_dict)
-        if "vocabulary" in state_dict:
-            trained = ClassVocabulary.from_json(state_dict["vocabulary"], "the checkpoint")
-            difference = name_difference(trained.names, self.vocabulary.names)
-            if difference:
-                raise VocabularyError(
-                    f"the checkpoint was trained with other classes ({difference}); to start from its weights, use --pretrained and "
-                    "another --save-dir"
-                )
-
     # ---- data ----
-
-    def reader(self, split: str) -> ShardReader:
-        return ShardReader.for_split(self.cfg.data, split, selected_cols=self.cfg.selected_cols or None)
 
     def photo_dataset(self, split: str, training: bool, **options) -> SegmentationDataset:
         """The dataset of a split, for training (augmented, shuffled) or evaluation (in order, native labels); `options` as it takes."""
@@ -172,15 +115,11 @@ class SegmentationTask(VocabularyTask):
     def train_step(self, sample, model, *args, **kwargs):
         if kwargs.get("ignore_grad") and "target" not in sample:
             # a rank without a batch of its own repeats the first one of the dataset that was opened last: validation, say
-            sample = self._first_training_batch(sample["id"].device)
+            sample = self.first_training_batch(sample["id"].device)
         loss, sample_size, logging_output = super().train_step(sample, model, *args, **kwargs)
         if "display" in sample:
             logging_output.update(self.display_counts(model, sample["display"]))
         return loss, sample_size, logging_output
-
-    def _first_training_batch(self, device: torch.device) -> dict:
-        data = self.dataset("train")
-        return utils.apply_to_sample(lambda tensor: tensor.to(device), data.collater([data[0]]))
 
     def display_counts(self, model, display: dict) -> dict[str, Tensor]:
         """Confusion counts of the model on training photos, for curves only; no gradient."""

@@ -2,21 +2,23 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Sequence
+from typing import Optional, Sequence
 
 import numpy as np
 import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 
-from ofaseg.clip_bpe import ClipTokenizer, find_merges
 from ofaseg.data import transforms
 from ofaseg.data.mask_target_dataset import SEMANTIC, MaskTargetDataset, mask_targets
 from ofaseg.evaluation.postprocess import PostProcess
+from ofaseg.models.prompt_tuning import SCOPES, PromptTuner
 from ofaseg.structures import MaskOutput, unwrap
+from ofaseg.subclasses.label_set import LabelSetError
 from ofaseg.vocabulary import ClassVocabulary
-from user_tasks.dense_segmentation import PromptedClasses
-from user_tasks.mask_outputs import TASKS, MaskOutputOptions, MaskOutputs, parse_tasks, with_things
+from user_tasks import subclass_options
+from user_tasks.learned_prompts import TASKS, LearnedPromptClasses, LearnedPromptOptions, parse_tasks
+from user_tasks.mask_outputs import MaskOutputOptions, MaskOutputs, with_things
 from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
 
 SCALES = tuple(k / 10 for k in range(5, 16))
@@ -24,33 +26,39 @@ SCALES = tuple(k / 10 for k in range(5, 16))
 
 
 @dataclass
-class UnifiedSegmentationConfig(MaskOutputOptions, SegmentationTaskConfig):
+class UnifiedSegmentationConfig(MaskOutputOptions, subclass_options.SubclassNameOptions, LearnedPromptOptions, SegmentationTaskConfig):
     patch_image_size: int = field(default=640, metadata={"help": "side of training crops, short side of test photos (COCO: 640)"})
     label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
-    text_tokenizer: ChoiceEnum(["clip_bpe"]) = field(default="clip_bpe", metadata={"help": "how texts are cut: clip_bpe (CLIP)"})
-    clip_bpe: str = field(
-        default="", metadata={"help": "bpe_simple_vocab_16e6.txt.gz of CLIP, or its folder (default: the one inside open_clip_torch)"}
-    )
-    text_length: int = field(default=77, metadata={"help": "longest class name in tokens, with both ends"})
-    templates: str = field(default="name", metadata={"help": "sentences around class names; prompts are learned, so: name"})
     tasks: str = field(
         default=",".join(TASKS), metadata={"help": "what is trained, one drawn per update: semantic,instance,panoptic or some of them"}
     )
-    clip_checkpoint: str = field(default="", metadata={"help": "CLIP file that texts and regions are read with, OpenAI's or open_clip's"})
-    random_towers: bool = field(default=False, metadata={"help": "without --clip-checkpoint: CLIP of random weights, for tests"})
     image_checkpoint: str = field(default="", metadata={"help": "weights of the image encoder to start from (ImageNet's)"})
     prompt_checkpoint: str = field(default="", metadata={"help": "checkpoint of prompt learning, whose prompts are taken"})
+    tuning_steps: int = field(
+        default=0, metadata={"help": "steps of test-time prompt tuning per photo and task, on the entropy of novel classes; 0: none"}
+    )
+    tuning_lr: float = field(default=1e-3, metadata={"help": "learning rate of prompt tuning (published: 0.001)"})
+    tuning_threshold: float = field(
+        default=0.5, metadata={"help": "tau: queries are tuned on whose entropy is below this share of the largest possible one"}
+    )
+    tuning_scope: ChoiceEnum(SCOPES) = field(
+        default="image", metadata={"help": "image: prompts are reset after every photo; set: they go on, on each process of its own"}
+    )
+    tuning_classes: ChoiceEnum(["novel", "all"]) = field(
+        default="novel", metadata={"help": "classes whose entropy is taken: novel ones as the vocabulary marks them, or all (own words)"}
+    )
 
 
 @register_task("unified_segmentation", dataclass=UnifiedSegmentationConfig)
-class UnifiedSegmentationTask(MaskOutputs, PromptedClasses, SegmentationTask):
+class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTask):
     """Trains on masks of a kind drawn for each update, the same on all processes (FreeSeg, section 3.1); scores and predicts class maps.
 
     Classes that the vocabulary marks as novel are kept from training: neither their masks nor their texts play a part.
 
     Attributes:
         tasks: what is trained, of `TASKS`.
-        trained_classes: ids of the classes that training knows.
+        class_words: with `subclasses`, for each class the token ids of the names that its vector is the mean of; else None.
+        tuner: of prompts at test time; None without `tuning_steps`.
     """
 
     def __init__(self, cfg: UnifiedSegmentationConfig, vocabulary: ClassVocabulary):
@@ -58,14 +66,13 @@ class UnifiedSegmentationTask(MaskOutputs, PromptedClasses, SegmentationTask):
         self.tasks = parse_tasks(cfg.tasks)
         self.set_up_outputs(cfg)
         self.set_up_prompts(cfg, vocabulary.names)
+        self.class_words = self._class_words()
+        tuning = (cfg.tuning_steps, cfg.tuning_lr, cfg.tuning_threshold, str(cfg.tuning_scope))
+        self.tuner = PromptTuner(*tuning) if cfg.tuning_steps else None
 
     @classmethod
     def setup_task(cls, cfg: UnifiedSegmentationConfig, **kwargs):
         return cls(cfg, cls.resolve_vocabulary(cfg))
-
-    def build_text_tokenizer(self, cfg):
-        """CLIP's. Raises TokenizerError without its merges."""
-        return ClipTokenizer(find_merges(cfg.clip_bpe))
 
     def build_model(self, cfg, from_checkpoint: bool = False):
         """Builds the model and reads the files of its parts, unless a checkpoint, or `--pretrained`, brings them.
@@ -73,17 +80,15 @@ class UnifiedSegmentationTask(MaskOutputs, PromptedClasses, SegmentationTask):
         Raises:
             CheckpointError: no CLIP is named, or a file does not fit.
         """
-        from ofaseg.checkpoints import CheckpointError, freeseg  # checkpoints know tasks, so tasks import them late
+        from ofaseg.checkpoints import freeseg  # checkpoints know tasks, so tasks import them late
 
         model = super().build_model(cfg, from_checkpoint)
+        self._give_words(model)
         self.size_multiple = model.config.size_divisibility
         if from_checkpoint:
             return model
         self.trained_vocabulary = self.vocabulary
-        if not (self.cfg.clip_checkpoint or self.cfg.pretrained or self.cfg.random_towers):
-            raise CheckpointError("the frozen CLIP needs its weights: give --clip-checkpoint (a local file), or --pretrained")
-        if self.cfg.clip_checkpoint:
-            freeseg.load_clip(model, self.cfg.clip_checkpoint)
+        self.load_towers(model)
         if self.cfg.image_checkpoint:
             freeseg.load_image_encoder(model, self.cfg.image_checkpoint)
         if self.cfg.prompt_checkpoint:
@@ -92,19 +97,32 @@ class UnifiedSegmentationTask(MaskOutputs, PromptedClasses, SegmentationTask):
 
     # ---- classes ----
 
-    @property
-    def trained_classes(self) -> list[int]:
-        novel = self.vocabulary.novel or (False,) * len(self.vocabulary)
-        return [k for k, held_out in enumerate(novel) if not held_out]
-
     def set_class_names(self, vocabulary: ClassVocabulary) -> None:
-        """Replaces the class vocabulary; the model needs `give_classes(model)` afterwards."""
-        self.vocabulary = vocabulary
-        self.class_prompts = self.prompts_of(vocabulary.names)
+        """As `LearnedPromptClasses.set_class_names`. Raises LabelSetError when the task's subclasses are of other classes."""
+        super().set_class_names(vocabulary)
+        self.class_words = self._class_words()
 
     def give_classes(self, model) -> None:
-        """Tells a model the task's classes."""
-        model.set_classes(self.class_prompts)
+        """Tells a model the task's classes, and their finer names."""
+        super().give_classes(model)
+        self._give_words(model)
+
+    def _class_words(self) -> Optional[list[list[list[int]]]]:
+        label_set = subclass_options.load_subclasses(self.cfg, self.vocabulary.names)
+        return None if label_set is None else subclass_options.class_words(self.cfg, label_set, self._name_tokens)
+
+    def _name_tokens(self, name: str) -> list[int]:
+        """Token ids of a name without start and end."""
+        return self.prompts_of([name])[0][0][1:-1]
+
+    def _give_words(self, model) -> None:
+        """Raises LabelSetError for a finer name that does not fit beside the prompts."""
+        if self.class_words is None:
+            return
+        try:
+            model.set_class_words(self.class_words)
+        except ValueError as error:
+            raise LabelSetError(f"{self.cfg.subclasses}: {error}") from error
 
     # ---- data ----
 
@@ -128,7 +146,7 @@ class UnifiedSegmentationTask(MaskOutputs, PromptedClasses, SegmentationTask):
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
         if ignore_grad and "target" not in sample:
-            sample = self._first_training_batch(sample["id"].device)  # see SegmentationTask.train_step
+            sample = self.first_training_batch(sample["id"].device)  # see SegmentationTask.train_step
         sample = self.with_masks(sample, self.drawn_task(update_num)) | {"counted": not ignore_grad}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad=ignore_grad, **kwargs)
 
@@ -167,4 +185,12 @@ class UnifiedSegmentationTask(MaskOutputs, PromptedClasses, SegmentationTask):
         """For each task the masks and scores of a batch, whose photos are encoded once."""
         image = net_input[self.image_key].to(next(model.parameters()).device, non_blocking=True)
         with self.autocast(image.device):
-            return model.predict(image, tasks, regions=not self.cfg.without_regions)
+            return self.mask_prediction(model)(image, tasks, regions=not self.cfg.without_regions)
+
+    def mask_prediction(self, model):
+        """`model.predict`, or with `tuning_steps` the same with prompts tuned to each photo."""
+        if self.tuner is None:
+            return model.predict
+        every = str(self.cfg.tuning_classes) == "all"
+        novel = [k for k in range(len(self.vocabulary)) if every or k not in self.trained_classes]
+        return partial(self.tuner.predict, model, novel)

@@ -77,7 +77,15 @@ def infer_architecture(weights: dict[str, Tensor], where: str) -> tuple[str, dic
 
 def export_official(model: nn.Module, path, classes: int = 0, no_object: float = 0.1) -> None:
     """Writes the weights in the official layout, {"model": ...}; `classes`: how many it was trained with (0: as many as it has)."""
-    weights = to_official(model.state_dict(), classes or len(model.names), no_object)
+    _save_official(to_official(model.state_dict(), classes or len(model.names), no_object), path)
+
+
+def export_official_prompts(model: nn.Module, path) -> None:
+    """Writes CLIP and prompts of a `FreeSegPrompt` in the official layout of prompt learning, {"model": ...}."""
+    _save_official(to_official(model.state_dict()), path)
+
+
+def _save_official(weights: dict[str, Tensor], path) -> None:
     weights = {key: value.detach().cpu().clone() for key, value in weights.items()}
     with atomic_write(path) as file:
         torch.save({"model": weights}, file)

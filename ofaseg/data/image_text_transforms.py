@@ -1,13 +1,15 @@
 """Transforms of image-text training and retrieval, as SimSeg's released pipeline does them with Pillow.
 
-Functions take a sample dict with "image", (H, W, 3) uint8 RGB, and return a new dict; random ones draw from the generator they are
+Functions take a sample dict with "image", (H, W, 3) uint8 RGB, and return a new dict; cropping and resizing take its "label_map", (H, W)
+integers, along, by nearest neighbours. Random ones draw from the generator they are
 given, so the same generator state gives the same pixels. Mean and standard deviation come in on the device.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, Optional, Union
 
+import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -21,7 +23,7 @@ _CROP_ATTEMPTS = 10
 
 def square_resize(sample: dict, size: int) -> dict:
     """To `size` x `size`, whatever the aspect: bilinear, antialiased."""
-    return _resized(sample, (size, size), None)
+    return resized(sample, (size, size))
 
 
 def short_side_resize(sample: dict, side: int, multiple: int, longest: int) -> dict:
@@ -32,7 +34,7 @@ def short_side_resize(sample: dict, side: int, multiple: int, longest: int) -> d
     height, width = sample["image"].shape[:2]
     factor = min(side / min(height, width), longest / max(height, width))
     rows, columns = (max(1, round(length * factor / multiple)) * multiple for length in (height, width))
-    return _resized(sample, (rows, columns), None)
+    return resized(sample, (rows, columns))
 
 
 def centre_crop(sample: dict, size: int) -> dict:
@@ -73,21 +75,24 @@ def crop_window(
 def random_resized_crop(
     sample: dict,
     rng: np.random.Generator,
-    size: int = 224,
+    size: Union[int, tuple[int, int]] = 224,
     scale: tuple[float, float] = (0.6, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> dict:
-    """A random window (see `crop_window`) resized to `size` x `size`: bilinear, antialiased."""
-    return _resized(sample, (size, size), crop_window(*sample["image"].shape[:2], rng, scale, ratio))
+    """A random window (see `crop_window`) resized to a square of `size`, or (height, width): bilinear, antialiased."""
+    size = (size, size) if isinstance(size, int) else size
+    return resized(sample, size, crop_window(*sample["image"].shape[:2], rng, scale, ratio))
 
 
-def _resized(sample: dict, size: tuple[int, int], window: Optional[tuple[int, int, int, int]]) -> dict:
-    image = sample["image"]
-    if window is not None:
-        top, left, height, width = window
-        image = image[top : top + height, left : left + width]
-    picture = Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.BILINEAR)
-    return sample | {"image": np.array(picture)}
+def resized(sample: dict, size: tuple[int, int], window: Optional[tuple[int, int, int, int]] = None) -> dict:
+    """To `size` (height, width), or the `window` of `crop_window` to it: bilinear, antialiased."""
+    top, left, height, width = window or (0, 0, *sample["image"].shape[:2])
+    part = (slice(top, top + height), slice(left, left + width))
+    picture = Image.fromarray(np.ascontiguousarray(sample["image"][part])).resize(size[::-1], Image.Resampling.BILINEAR)
+    result = sample | {"image": np.array(picture)}
+    if "label_map" in sample:
+        result["label_map"] = cv2.resize(np.ascontiguousarray(sample["label_map"][part]), size[::-1], interpolation=cv2.INTER_NEAREST)
+    return result
 
 
 # ---- AutoAugment (Cubuk et al. 2019), policy found on ImageNet ----

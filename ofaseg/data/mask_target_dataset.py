@@ -8,15 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ofaseg.data.segmentation_dataset import NATIVE_LISTS, SegmentationDataset, decode_pair
-from ofaseg.data.segments import decode_segments
-from ofaseg.data.shards import ShardError
+from ofaseg.data.segments import SOURCES, check_segment_columns, decode_segments
 from ofaseg.data.transforms import to_tensors
 from ofaseg.structures import MaskTargets
 from ofaseg.vocabulary import IGNORE_INDEX, VocabularyError
 
 SEMANTIC, INSTANCE, PANOPTIC = "semantic", "instance", "panoptic"
-SOURCES = ("segment_map", "segments")
-"""Columns that objects and segments come from."""
 
 
 class MaskTargetDataset(SegmentationDataset):
@@ -45,12 +42,8 @@ class MaskTargetDataset(SegmentationDataset):
         super().__init__(reader, vocabulary, transform, training, **options)
         self.tasks, self.class_rows = tuple(tasks), np.asarray(class_rows if training else range(len(vocabulary)))
         self.needs_segments = training and bool({INSTANCE, PANOPTIC} & set(tasks))
-        absent = [column for column in SOURCES if column not in reader.columns] if self.needs_segments else []
-        if absent:
-            raise ShardError(
-                f"{reader.paths[0]}: no column {' and no column '.join(absent)}, which the tasks instance and panoptic need; convert the "
-                "data set with its segments, or train with --tasks semantic"
-            )
+        if self.needs_segments:
+            check_segment_columns(reader)
         if training and INSTANCE in tasks and not any(vocabulary.thing):
             raise VocabularyError(
                 "the vocabulary marks no class as a thing, which the task instance needs; mark them in vocabulary.json (thing), or leave "

@@ -5,32 +5,24 @@ made from, and how their labels are stored. One that does not match is made agai
 that cannot be written) it stays in memory.
 """
 
-import hashlib
 import json
 import logging
-import os
-import re
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from ofaseg.atomic import atomic_write
 from ofaseg.data import codec
+from ofaseg.data.kept_arrays import DAMAGE, keep, kept, kept_path, shards_key
 from ofaseg.data.rows import ShardError
 from ofaseg.data.shards import ShardReader
-from ofaseg.data.tsv import fingerprint
 from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
 _QUIET_SECONDS = 1.0
-_SHARD_NUMBER = re.compile(r"-\d{5,}-of-\d{5,}$")
-_DAMAGE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,7 @@ class PresentClasses:
 
 def cache_path(reader: ShardReader) -> Path:
     """Where the classes of a reader's rows are kept: `<split>.classes.npz` beside its first file."""
-    first = Path(reader.paths[0])
-    return first.with_name(f"{_SHARD_NUMBER.sub('', first.stem)}.classes.npz")
+    return kept_path(reader, "classes")
 
 
 def present_classes(reader: ShardReader, vocabulary: ClassVocabulary) -> PresentClasses:
@@ -77,14 +68,13 @@ def present_classes(reader: ShardReader, vocabulary: ClassVocabulary) -> Present
     """
     if "label_map" not in reader.columns:
         raise ShardError.at(reader.paths[0], "no such column, but pairs of photo and class need it; write label maps", column="label_map")
-    path, key = cache_path(reader), _key(reader, vocabulary)
+    path, key = cache_path(reader), shards_key(reader, vocabulary, _VERSION)
     found = _stored(path, key, len(reader))
     if found is None:
         found = _search(reader, vocabulary, path.name)
-        try:
-            _store(path, key, found)
-        except OSError as error:
-            logger.info("%s cannot be stored (%s): the classes of all rows are searched at each start", path, error.strerror or error)
+        arrays, texts = dict(starts=found.starts, classes=found.classes), dict(ids="\n".join(found.ids))
+        texts["unreadable"] = json.dumps(list(found.unreadable.items()))
+        keep(path, key, arrays, texts, "the classes of all rows are searched")
     if found.unreadable:
         first = next(iter(found.unreadable.values()))
         if len(found.unreadable) == len(found):
@@ -118,45 +108,18 @@ def _shown(label_map, vocabulary: ClassVocabulary, where: str) -> np.ndarray:
     return np.flatnonzero(np.bincount(labels.ravel() + 1)[1:]).astype(np.int32)  # without `IGNORE_INDEX`, -1
 
 
-def _key(reader: ShardReader, vocabulary: ClassVocabulary) -> str:
-    """What the result depends on: the files, wherever they lie and however they are called, and the meaning of their labels."""
-    files = []
-    for path in reader.paths:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            files.append([status.st_size, status.st_mtime_ns, fingerprint(file, status.st_size).hex()])
-    facts = [_VERSION, len(vocabulary), vocabulary.label_offset, vocabulary.ignore_label, files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _store(path: Path, key: str, found: PresentClasses) -> None:
-    """Raises OSError when the folder cannot be written."""
-    ids, unreadable = "\n".join(found.ids), json.dumps(list(found.unreadable.items()))
-    texts = {"key": key, "ids": ids, "unreadable": unreadable}
-    with atomic_write(path) as file:
-        np.savez(
-            file,
-            starts=found.starts,
-            classes=found.classes,
-            **{name: np.frombuffer(text.encode(), dtype=np.uint8) for name, text in texts.items()},
-        )
-
-
 def _stored(path: Path, key: str, num_rows: int):
     """The stored result; None when there is none, it is damaged, or it belongs to other shards."""
-    if not path.is_file():
-        return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if archive["key"].tobytes().decode() != key:
-                logger.info("%s belongs to other shards or labels; making it again", path)
-                return None
-            ids = archive["ids"].tobytes().decode().split("\n") if num_rows else []
-            starts, classes = archive["starts"], archive["classes"]
-            unreadable = {int(row): str(text) for row, text in json.loads(archive["unreadable"].tobytes())}
+        archive = kept(path, key)
+        if archive is None:
+            return None
+        ids = archive["ids"].tobytes().decode().split("\n") if num_rows else []
+        starts, classes = archive["starts"], archive["classes"]
+        unreadable = {int(row): str(text) for row, text in json.loads(archive["unreadable"].tobytes())}
         if len(ids) != num_rows or starts.shape != (num_rows + 1,) or int(starts[-1]) != len(classes):
             raise ValueError("its lengths do not fit")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         logger.warning("%s is damaged (%s); making it again", path, error)
         return None
     return PresentClasses(ids, starts, classes, unreadable)

@@ -5,10 +5,23 @@ from typing import Callable, Optional
 import numpy as np
 
 from ofaseg.data import codec
+from ofaseg.data.rows import ShardError
 from ofaseg.utils.run_lengths import RunLengthError, runs_of_text
 from ofaseg.vocabulary import ClassVocabulary
 
+SOURCES = ("segment_map", "segments")
+"""Columns that objects and segments come from."""
 _SHOWN = 5
+
+
+def check_segment_columns(reader) -> None:
+    """Raises ShardError when the shards of a reader carry no segments, which the tasks instance and panoptic need."""
+    absent = [column for column in SOURCES if column not in reader.columns]
+    if absent:
+        raise ShardError(
+            f"{reader.paths[0]}: no column {' and no column '.join(absent)}, which the tasks instance and panoptic need; convert the "
+            "data set with its segments, or train with --tasks semantic"
+        )
 
 
 def decode_segments(
@@ -41,7 +54,7 @@ def decode_segments(
         )
         cure = "write the segment map and the list from the same source"
         raise codec.CodecError(f"{where('segments')}: segment ids of map and list differ ({differences}); {cure}")
-    unclassified = [entry["id"] for entry in segments if not _has_class(entry, "segment", vocabulary, where("segments"))]
+    unclassified = [entry["id"] for entry in segments if not has_class(entry, "segment", vocabulary, where("segments"))]
     if unclassified:
         segment_map[np.isin(segment_map, unclassified)] = 0
     return segment_map, [entry for entry in segments if entry["class_id"] is not None]
@@ -66,10 +79,10 @@ def checked_instances(row: dict, vocabulary: ClassVocabulary, size: tuple[int, i
         if pixels != size[0] * size[1]:
             problem = f"mask {k} has {pixels} pixels, the image {size[0]}x{size[1]}"
             raise codec.CodecError(f"{where('instances')}: {problem}; draw it at the size of the image")
-    return [entry for entry in entries if _has_class(entry, "object", vocabulary, where("instances"))]
+    return [entry for entry in entries if has_class(entry, "object", vocabulary, where("instances"))]
 
 
-def _has_class(entry: dict, kind: str, vocabulary: ClassVocabulary, where: str) -> bool:
+def has_class(entry: dict, kind: str, vocabulary: ClassVocabulary, where: str) -> bool:
     """Whether a segment or object has a class. Raises CodecError for a number that is none."""
     class_id: Optional[int] = entry["class_id"]
     if class_id is not None and not 0 <= class_id < len(vocabulary):

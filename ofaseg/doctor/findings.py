@@ -58,6 +58,7 @@ CODES = {
     "box_outside": Code("warning", "a box that reaches outside the image"),
     "class_id_range": Code("error", "a class id of a box or segment that is no class"),
     "segments_mismatch": Code("error", "segments and segment map do not belong together"),
+    "bad_mask": Code("error", "an object whose mask cannot be read or has another size than the image"),
     "empty_text": Code("warning", "a caption without words"),
     # raw folders
     "bad_pair": Code("error", "a photo without label map, a map without photo, or two files of one name"),

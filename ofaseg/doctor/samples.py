@@ -11,6 +11,7 @@ from PIL import Image
 from ofaseg.data import codec
 from ofaseg.doctor.findings import Finding, finding, from_error
 from ofaseg.doctor.labels import Conventions, LabelTally, class_values, no_label_values
+from ofaseg.utils.run_lengths import RunLengthError, runs_of_text
 from ofaseg.vocabulary import ClassVocabulary
 
 _ORIENTATION_TAG = 0x0112
@@ -128,7 +129,20 @@ class SampleCheck:
         for column in ("boxes", "segments", "instances"):
             for k, entry in enumerate(sample.get(column) or ()):
                 self._entry(column, k, entry, files, row, size)
-        self._segments(sample, files, row)
+        self._segments(sample, files, row, size)
+        for k, entry in enumerate(sample.get("instances") or ()):
+            self._mask(k, entry, files, row, size)
+
+    def _mask(self, k: int, entry: dict, files, row, size) -> None:
+        """The run lengths of one object."""
+        try:
+            pixels = int(runs_of_text(entry["mask"] or "").sum())
+        except RunLengthError as error:
+            self._add("bad_mask", files, row, "instances", f"mask {k}: {str(error).partition(';')[0]}", "write the row again")
+            return
+        if size is not None and pixels != size[0] * size[1]:
+            message = f"mask {k} has {pixels} pixels, the image {size[0]}x{size[1]}"
+            self._add("bad_mask", files, row, "instances", message, "draw it at the size of the image")
 
     def _entry(self, column: str, k: int, entry, files, row, size) -> None:
         """One box or segment."""
@@ -148,7 +162,7 @@ class SampleCheck:
             message = f"{name} is {entry['box']}, the image {size[1]} wide and {size[0]} high"
             self._add("box_outside", files, row, column, message, "clip it, or check whether the image was resized without its boxes")
 
-    def _segments(self, sample: dict, files, row) -> None:
+    def _segments(self, sample: dict, files, row, size) -> None:
         if "segment_map" not in sample or "segments" not in sample:  # no such column, or reported as unreadable
             return
         data, segments = sample["segment_map"], sample["segments"] or []
@@ -160,13 +174,19 @@ class SampleCheck:
             self._add("segments_mismatch", files, row, "segment_map", message, cure)
             return
         try:
-            drawn = set(np.unique(codec.decode_segment_map(data)).tolist()) - {0}
+            segment_map = codec.decode_segment_map(data)
         except codec.CodecError as error:
             self.findings.append(from_error("bad_label_map", error, files("segment_map"), row, "segment_map"))
             return
-        listed = {entry.get("id") for entry in segments if isinstance(entry, dict)}
-        if drawn != listed:
-            only = f"drawn only: {sorted(drawn - listed)[:5]}, listed only: {sorted(listed - drawn)[:5]}"
+        if size is not None and segment_map.shape != size:
+            message = f"the segment map is {segment_map.shape[0]}x{segment_map.shape[1]} (height x width), the image {size[0]}x{size[1]}"
+            self._add("size_mismatch", files, row, "segment_map", message, "write it at the size of the image")
+        drawn = set(np.unique(segment_map).tolist()) - {0}
+        ids = [entry.get("id") for entry in segments if isinstance(entry, dict)]
+        listed = set(ids)
+        if drawn != listed or len(ids) != len(listed):
+            twice = sorted({i for i in ids if ids.count(i) > 1})
+            only = f"drawn only: {sorted(drawn - listed)[:5]}, listed only: {sorted(listed - drawn)[:5]}, listed twice: {twice[:5]}"
             self._add("segments_mismatch", files, row, "segments", f"segment ids of map and list differ ({only})", cure)
 
 

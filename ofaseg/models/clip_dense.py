@@ -8,13 +8,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Optional, Sequence
 
-import torch.nn.functional as F
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
 
 from ofaseg.models.architectures import named_config, register_architectures
 from ofaseg.models.clip_state import PREFIX, upgrade_official_state
-from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes, before_last_block, build_towers, text_vectors
+from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes, before_last_block, build_towers, photo_vectors, text_vectors
 from ofaseg.models.dual_encoder import DualEncoder
 from ofaseg.models.layers.dense_attention import LAST_BLOCKS, VARIANTS, DenseAttention
 from ofaseg.models.state import StateUpgrade
@@ -93,11 +92,11 @@ class ClipDense(DualEncoder, BaseFairseqModel):
         """Photos (B, 3, H, W) -> patch tokens of the variant (B, h * w, F), projections (B, h * w, D), CLIP's photo vectors (B, D)."""
         tokens, grid = self._before_last_block(image)
         patches = self.clip.visual.ln_post(self.attention(self._last_block, tokens, grid)[:, 1:])
-        return patches, patches @ self.clip.visual.proj, self._photo_vectors(tokens)
+        return patches, patches @ self.clip.visual.proj, photo_vectors(self.clip.visual, tokens)
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Photos (B, 3, H, W) -> (B, D) unit vectors: CLIP's own, of the CLS token, whatever the variant."""
-        return self._photo_vectors(self._before_last_block(image)[0])
+        return photo_vectors(self.clip.visual, self._before_last_block(image)[0])
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token ids and mask (B, L), L up to `context_length` -> (B, D) unit vectors, read at the end of the text.
@@ -124,14 +123,6 @@ class ClipDense(DualEncoder, BaseFairseqModel):
             ValueError: a side is no multiple of the patch.
         """
         return before_last_block(self.clip.visual, self.normalised(image), self.grid_stride)
-
-    def _photo_vectors(self, tokens: Tensor) -> Tensor:
-        """(B, D) unit vectors from the input of the last block; only its CLS token is computed."""
-        block, visual = self._last_block, self.clip.visual
-        keys = block.ln_1(tokens)
-        cls = tokens[:, :1] + block.ls_1(block.attention(keys[:, :1], keys, keys))
-        cls = cls + block.ls_2(block.mlp(block.ln_2(cls)))
-        return F.normalize(visual.ln_post(cls[:, 0]) @ visual.proj, dim=-1)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -88,6 +88,15 @@ def before_last_block(visual: nn.Module, image: Tensor, stride: int) -> tuple[Te
     return tokens, grid
 
 
+def photo_vectors(visual: nn.Module, tokens: Tensor) -> Tensor:
+    """Input of the last block (B, 1 + h * w, F) -> (B, D) unit vectors; only its CLS token is computed."""
+    block = visual.transformer.resblocks[-1]
+    keys = block.ln_1(tokens)
+    cls = tokens[:, :1] + block.ls_1(block.attention(keys[:, :1], keys, keys))
+    cls = cls + block.ls_2(block.mlp(block.ln_2(cls)))
+    return F.normalize(visual.ln_post(cls[:, 0]) @ visual.proj, dim=-1)
+
+
 def text_vectors(clip: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Token ids and mask (B, L), L up to the context length -> (B, D) unit vectors, read at the end of the text.
 

@@ -11,30 +11,29 @@ from typing import NamedTuple, Optional, Sequence
 import torch
 import torch.nn.functional as F
 from fairseq.models import BaseFairseqModel, register_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofaseg.models.architectures import named_config, register_architectures
-from ofaseg.models.clip_dense import PIXEL_MEAN as CLIP_MEAN
-from ofaseg.models.clip_dense import PIXEL_STD as CLIP_STD
-from ofaseg.models.clip_towers import CLIP_SIZES, ClipSizes, build_towers
+from ofaseg.models.clip_towers import CLIP_SIZES
 from ofaseg.models.freeseg_state import upgrade_official_state
 from ofaseg.models.image_encoders.feature_pyramid import SIZES, TIMM_PREFIX, build_pyramid
-from ofaseg.models.layers.mask_predictor import MaskPredictor
+from ofaseg.models.layers.mask_predictor import MaskPredictor, Predictions
 from ofaseg.models.layers.pixel_decoder import PixelDecoder, PixelFeatures
 from ofaseg.models.layers.region_crops import full_masks, region_vectors
 from ofaseg.models.layers.text_interaction import TextInteraction
+from ofaseg.models.prompted_clip import ANY_TASK, TASKS, PromptedClip, PromptedClipConfig, check_tokenizer
 from ofaseg.models.segmenter import Segmenter
 from ofaseg.models.state import StateUpgrade
-from ofaseg.models.text_encoders.learned_prompt import TASK_TOKENS, LearnedPrompt, encode_with_beginning, pack_names
 from ofaseg.structures import MaskOutput
 
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
 """ImageNet's, of RGB in 0..255."""
-TASKS = tuple(TASK_TOKENS)
+NOT_DECAYING = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
+"""Modules whose weights have no weight decay; the predictor's tables belong to them, which are no modules here."""
 
 
 @dataclass
-class FreeSegConfig(ClipSizes):
+class FreeSegConfig(PromptedClipConfig):
     """Options of FreeSeg, CLIP's sizes among them; the defaults are `freeseg_r50`. CLIP reads regions of `image_size` pixels."""
 
     image_encoder: str = field(default="resnet50", metadata={"help": f"{', '.join(SIZES)}, or {TIMM_PREFIX}<name> for timm's"})
@@ -50,15 +49,13 @@ class FreeSegConfig(ClipSizes):
     dropout: float = field(default=0.1, metadata={"help": "dropout of the pixel decoder and of the attention to texts"})
     interaction_dim: int = field(default=2048, metadata={"help": "width of the attention from pixels to texts, all heads together"})
     interaction_heads: int = field(default=8, metadata={"help": "its heads"})
+    without_interaction: bool = field(default=False, metadata={"help": "masks are predicted from pixels that have not read the texts"})
     class_hidden: int = field(default=1024, metadata={"help": "hidden width of the layers that make query vectors"})
-    class_prompt_length: int = field(default=16, metadata={"help": "vectors of the learned class prompt"})
-    task_prompt_length: int = field(default=8, metadata={"help": "vectors of the learned task prompt; 0: texts do not tell tasks apart"})
     frozen_prompts: bool = field(default=False, metadata={"help": "do not train the prompts: they come from prompt learning"})
     first_task_text: bool = field(
         default=False,
         metadata={"help": "with frozen prompts: the text of a class stays that of the first task asked for, as in the published code"},
     )
-    cosine_scale: float = field(default=100.0, metadata={"help": "what cosines are multiplied by"})
     size_divisibility: int = field(default=32, metadata={"help": "photos are padded to multiples of so many pixels"})
     mask_threshold: float = field(default=0.5, metadata={"help": "probability above which a pixel belongs to the region that CLIP reads"})
     region_batch: int = field(default=32, metadata={"help": "regions that CLIP reads at a time"})
@@ -94,9 +91,15 @@ class EncodedPhotos(NamedTuple):
     colours: Tensor
     sizes: Sequence[tuple[int, int]]
 
+    def one(self, photo: int) -> "EncodedPhotos":
+        """Photo `photo` of the batch alone."""
+        row = slice(photo, photo + 1)
+        pixels = PixelFeatures(self.pixels.mask_features[row], tuple(level[row] for level in self.pixels.maps))
+        return EncodedPhotos(pixels, self.colours[row], self.sizes[row])
+
 
 @register_model("freeseg", dataclass=FreeSegConfig)
-class FreeSeg(Segmenter, BaseFairseqModel):
+class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
     """Image encoder, pixel decoder, interaction with texts, mask predictor, and a frozen CLIP with learned prompts.
 
     Args:
@@ -104,8 +107,6 @@ class FreeSeg(Segmenter, BaseFairseqModel):
         prompts: see `set_classes`; None for no classes yet.
 
     Attributes:
-        clip: `open_clip.model.CLIP`, never trained.
-        names: token ids of the K class names.
         grid_stride: pixels per cell of mask logits.
 
     Raises:
@@ -129,22 +130,28 @@ class FreeSeg(Segmenter, BaseFairseqModel):
             config.hidden_dim, config.mask_dim, config.projection_dim, config.num_queries, config.decoder_layers,
             config.attention_heads, config.decoder_hidden, config.class_hidden,
         )  # fmt: skip
+        self.interaction.requires_grad_(not config.without_interaction)
         if config.mask_dim != config.hidden_dim:
             raise ValueError(
                 f"mask_dim {config.mask_dim}: maps and mask features read the same texts; give hidden_dim, {config.hidden_dim}"
             )
-        self.clip = build_towers(config)
-        self.clip.requires_grad_(False)
-        self.prompt = LearnedPrompt(config.text_width, config.class_prompt_length, config.task_prompt_length)
+        self.set_up(config)
         self.prompt.requires_grad_(not config.frozen_prompts)
-        self.prompt.take_signals(self.clip.token_embedding.weight)
-        self.no_object = torch.nn.Parameter(config.projection_dim**-0.5 * torch.randn(1, config.projection_dim))
+        self.no_object = nn.Parameter(config.projection_dim**-0.5 * torch.randn(1, config.projection_dim))
         for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
-        for name, values in (("clip_mean", CLIP_MEAN), ("clip_std", CLIP_STD)):
-            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
-        self.names: list[list[int]] = []
         self.set_classes(prompts)
+        self._mark_for_optimizer()
+
+    def _mark_for_optimizer(self) -> None:
+        """Tells `--optimizer freeseg_adamw` what has a tenth of the rate, and what does not decay."""
+        for parameter in self.image_encoder.parameters():
+            parameter.param_group = "backbone"
+        for module in self.modules():
+            for parameter in module.parameters(recurse=False) if isinstance(module, NOT_DECAYING) else ():
+                parameter.no_decay = True
+        for table in (self.predictor.query_features, self.predictor.query_positions, self.predictor.level_embedding):
+            table.no_decay = True
 
     @classmethod
     def build_model(cls, cfg: FreeSegConfig, task) -> "FreeSeg":
@@ -153,73 +160,20 @@ class FreeSeg(Segmenter, BaseFairseqModel):
         Raises:
             ValueError: the tokenizer is not CLIP's.
         """
-        if len(task.text_tokenizer) != cfg.vocab_size:
-            raise ValueError(
-                f"the text tokenizer has {len(task.text_tokenizer)} entries, CLIP's word embedding {cfg.vocab_size} rows; "
-                "FreeSeg needs --text-tokenizer clip_bpe"
-            )
+        check_tokenizer(cfg, task)
         return cls(cfg, task.class_prompts)
 
-    # -- classes ---------------------------------------------------------------------------------------------------
+    # -- texts -----------------------------------------------------------------------------------------------------
 
-    def set_classes(self, prompts: Optional[Sequence[Sequence[Sequence[int]]]]) -> None:
-        """Replaces the class list; class k is the name `prompts[k]`: one text, token ids with start and end.
-
-        Raises:
-            ValueError: several texts for a class, an empty name, or one too long beside the learned prompts.
-        """
-        for k, texts in enumerate(prompts or ()):
-            if len(texts) != 1:
-                raise ValueError(f"class {k} has {len(texts)} texts; FreeSeg learns its prompts: give the bare name, templates=name")
-        self.names = [list(texts[0][1:-1]) for texts in prompts or ()]
-        longest = max(map(len, TASK_TOKENS.values())) if self.config.task_prompt_length else 0
-        beginning = longest + self.config.task_prompt_length + 1 + self.config.class_prompt_length
-        ids, lengths = pack_names(self.names, beginning, self.config.context_length)
-        device = self.pixel_mean.device
-        self.register_buffer("_name_ids", ids.to(device), persistent=False)
-        self.register_buffer("_name_lengths", lengths.to(device), persistent=False)
-        self.forget_text_vectors()
-
-    def forget_text_vectors(self) -> None:
-        """Text vectors of classes are made anew; needed only when weights were written past autograd's knowledge."""
-        self._text_vectors: dict[str, tuple[tuple, Tensor]] = {}
-
-    def class_embeddings(self, task: str = TASKS[0]) -> Tensor:
-        """(K, D) unit vectors of the classes for one of `TASKS`, kept as long as prompts and text tower stay as they are.
-
-        With gradient where the prompts are trained.
-
-        Raises:
-            ValueError: no classes, or an unknown task.
-        """
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-        if not self.names:
-            raise ValueError("this model has no classes; call set_classes first")
+    def text_key(self, task: str) -> str:
+        """With `first_task_text` frozen prompts give all tasks the text of the first one that is asked for."""
         frozen = not self.prompt.class_prompt.requires_grad
-        if not frozen and torch.is_grad_enabled():
-            return self._encode(task)
-        key = "any" if self.config.task_prompt_length == 0 or (frozen and self.config.first_task_text) else task
-        tensors = (self.clip.token_embedding.weight, self.clip.text_projection)
-        version = (self.prompt.version(), *((tensor.data_ptr(), tensor._version) for tensor in tensors))
-        known = self._text_vectors.get(key)
-        if known is None or known[0] != version:
-            with torch.no_grad():
-                known = self._text_vectors[key] = (version, self._encode(task))
-        return known[1]
+        return ANY_TASK if frozen and self.config.first_task_text else super().text_key(task)
 
-    def _encode(self, task: str) -> Tensor:
-        """(K, D) from the text tower."""
-        endings = self.prompt.endings(self.clip.token_embedding(self._name_ids), self._name_lengths)
-        return encode_with_beginning(self.clip, self.prompt.beginning(self.task_words(task)), endings, self._name_lengths + 1)
-
-    def task_words(self, task: str) -> Tensor:
-        """(n, width) word vectors of the words that stand for a task."""
-        return torch.stack([self.clip.token_embedding.weight[token] for token in TASK_TOKENS[task]])
-
-    def text_features(self, task: str = TASKS[0]) -> Tensor:
-        """(K + 1, D) unit vectors of the classes and, in the last row, of no object."""
-        return torch.cat([self.class_embeddings(task), F.normalize(self.no_object, dim=-1)])
+    def text_features(self, task: str = TASKS[0], class_prompt: Optional[Tensor] = None) -> Tensor:
+        """(K + 1, D) unit vectors of the classes, of another class prompt where given, and in the last row of no object."""
+        classes = self.class_embeddings(task) if class_prompt is None else self.prompted_embeddings(task, class_prompt)
+        return torch.cat([classes, F.normalize(self.no_object, dim=-1)])
 
     # -- passes ----------------------------------------------------------------------------------------------------
 
@@ -243,11 +197,19 @@ class FreeSeg(Segmenter, BaseFairseqModel):
 
     def decode(self, pixels: PixelFeatures, text: Tensor, last_only: bool = False) -> MaskOutput:
         """Masks and scores of encoded photos for text vectors (K + 1, D); of all decoder layers, or the last one."""
-        *maps, mask_features = self.interaction([*pixels.maps, pixels.mask_features], text)
-        predictions = self.predictor(maps, mask_features, last_only)
+        predictions, mask_features = self._read_queries(pixels, text, last_only)
         vectors = F.normalize(predictions.embeddings.to(text.dtype), dim=-1)
         logits = self.config.cosine_scale * (vectors @ text.T)
         return MaskOutput(logits.unbind(0), predictions.mask_embeddings, mask_features)
+
+    def query_vectors(self, pixels: PixelFeatures, text: Tensor) -> Tensor:
+        """(B, Q, D) unit vectors of the queries after the last layer, whose cosines with `text` are the class scores of `decode`."""
+        return F.normalize(self._read_queries(pixels, text, True)[0].embeddings[-1].to(text.dtype), dim=-1)
+
+    def _read_queries(self, pixels: PixelFeatures, text: Tensor, last_only: bool) -> tuple[Predictions, Tensor]:
+        levels = [*pixels.maps, pixels.mask_features]
+        *maps, mask_features = levels if self.config.without_interaction else self.interaction(levels, text)
+        return self.predictor(maps, mask_features, last_only), mask_features
 
     def forward(
         self,

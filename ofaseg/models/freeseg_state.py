@@ -159,3 +159,22 @@ def upgrade_official_state(state: dict[str, Tensor], own: dict[str, Tensor]) -> 
     state.clear()
     state.update(entries)
     return report
+
+
+def upgrade_official_prompts(state: dict[str, Tensor], own: dict[str, Tensor]) -> StateUpgrade:
+    """As `upgrade_official_state`, for a model of CLIP and prompts alone.
+
+    Raises:
+        CheckpointError: an entry is missing, unknown or of another shape; or the file is of a whole FreeSeg.
+    """
+    report = StateUpgrade()
+    entries = to_ours(state)
+    if any(key.startswith("predictor.") for key in entries):
+        raise CheckpointError(f"{FOREIGN}; it holds a whole FreeSeg. Prompts are learned before it: give a checkpoint of prompt learning")
+    for key in [key for key in entries if key in CONSTANTS]:
+        del entries[key]
+        report.dropped.append(key)
+    check_entries(entries, own, FOREIGN, ADVICE)
+    state.clear()
+    state.update(entries)
+    return report

@@ -1,3 +1,3 @@
 """Optimizers and learning-rate schedules, registered with fairseq on import."""
 
-from ofaseg.optim import adamw, cosine_warmup, fusioner  # noqa: F401
+from ofaseg.optim import adamw, cosine_constant_warmup, cosine_warmup, freeseg, fusioner  # noqa: F401

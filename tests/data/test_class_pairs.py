@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from ofaseg.data import codec, present_classes
+from ofaseg.data import codec, kept_arrays, present_classes
 from ofaseg.data.class_pairs import PairChoice, choose_pairs, subset_of_pairs
 from ofaseg.data.folds import ClassSplit, FoldError, class_names, fold_split, held_out, own_split
 from ofaseg.data.pair_lists import published_pairs, read_pair_file, rows_of_photos
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(present_classes, "atomic_write", refuse)
+    monkeypatch.setattr(kept_arrays, "atomic_write", refuse)
     assert len(present_classes.present_classes(reader, VOCABULARY)) == 4 and not (tmp_path / "val.classes.npz").exists()
 
 

@@ -183,6 +183,18 @@ def raw_shards(root):
     return ["--root", str(root)]
 
 
+def raw_regions(root):
+    """Shards with boxes: two in row 1, one of them too small for `--min-side 2`, and none in row 3."""
+    rows = []
+    for k in (1, 2, 3):
+        boxes = [{"box": [1.0, 0.5, 4.0 + k, 4.0], "text": "a car", "class_id": 2}, {"box": [0, 0, 1, 1], "text": "dot", "class_id": None}]
+        rows.append(make_row(k) | {"boxes": boxes[: 3 - k] or []})
+    with ShardWriter(root, "train", VOCABULARY, list(rows[0]), "parquet") as writer:
+        for row in rows:
+            writer.write(row)
+    return ["--root", str(root), "--min-side", "2"]
+
+
 RAW = {
     "ade20k": raw_ade20k,
     "cityscapes": raw_cityscapes,
@@ -198,6 +210,7 @@ RAW = {
     "pascal5i": raw_pascal5i,
     "pascal_context": raw_pascal_context,
     "pascal_voc": raw_pascal_voc,
+    "regions": raw_regions,
     "shards": raw_shards,
     "voc_zero_shot": raw_pascal_voc,
 }

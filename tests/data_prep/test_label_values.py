@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.label_values import class_ids, ignore_values, label_map_to_store, user_vocabulary
+from data_prep.label_values import class_ids, ignore_values, label_map_to_store, mark_novel, user_vocabulary
 from data_prep.source import SourceError
 from ofaseg.data import codec
 from ofaseg.vocabulary import IGNORE_INDEX, VocabularyError
@@ -92,3 +92,15 @@ def test_options_that_do_not_fit():
         user_vocabulary(NAMES, -1, None, "test")
     with pytest.raises(VocabularyError, match="ignore label 1 is also the stored value of a class"):
         user_vocabulary(NAMES, 0, (1,), "test")
+
+
+def test_novel_classes_are_marked_by_name():
+    vocabulary = user_vocabulary(NAMES, 0, None, "test")
+    assert mark_novel(vocabulary, "c, a").novel == (True, False, True)
+    assert mark_novel(vocabulary, "") is vocabulary
+
+
+@pytest.mark.parametrize("novel, message", [("b, dog", "'dog' is no class of test; the classes are a, b, c"), ("a,b,c", "leave some")])
+def test_novel_classes_that_are_not_there(novel, message):
+    with pytest.raises(SourceError, match=message):
+        mark_novel(user_vocabulary(NAMES, 0, None, "test"), novel)

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,3 +92,11 @@ def test_unknown_split_and_negative_number_say_what_to_do():
         shapes.ShapesSource("dev")
     with pytest.raises(ValueError, match="must not be negative"):
         shapes.ShapesSource("val", num=-1)
+
+
+def test_novel_classes_are_marked_and_drawn_all_the_same():
+    args = SimpleNamespace(num={"": 3}, seed=1, novel="ball, moon")
+    source, plain = shapes.open_split(None, "val", args), shapes.ShapesSource("val", 3)
+    marked = source.vocabulary
+    assert [name for name, novel in zip(marked.names, marked.novel) if novel] == ["ball", "moon"]
+    assert source[2] == plain[2]

@@ -91,3 +91,16 @@ def test_errors(tmp_path, capsys):
     path.write_bytes(path.read_bytes().replace(b"\t", b"\t!", 1))
     assert run(tmp_path / "a", tmp_path / "out") == 1
     assert "train-00001-of-00002.tsv, row 0, column label_map: not valid base64" in capsys.readouterr().err
+
+
+def test_novel_classes_are_marked(tmp_path):
+    write_shards(tmp_path / "a", "parquet")
+    assert run(tmp_path / "a", tmp_path / "b", "--novel", "car, sky") == 0
+    assert load_vocabulary(tmp_path / "b").novel == (True, False, True)
+    assert run(official_tsv(tmp_path), tmp_path / "c", "--class-names", "a, b, c", "--novel", "b") == 0
+    assert load_vocabulary(tmp_path / "c").novel == (False, True, False)
+
+
+def test_novel_classes_need_names(tmp_path, capsys):
+    assert run(official_tsv(tmp_path), tmp_path / "c", "--novel", "b") == 1
+    assert "--novel needs class names" in capsys.readouterr().err

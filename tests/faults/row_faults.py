@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ofaseg.data import codec
+from ofaseg.utils.run_lengths import text_of_mask
 from tests.faults.corpus import HEIGHT, VOCABULARY, WIDTH, fault
 
 
@@ -332,9 +333,34 @@ def segment_ids_differ(row):
     return row | {"segments": [row["segments"][0], row["segments"][1] | {"id": 7}]}
 
 
+@fault("row", "segments_mismatch", column="segments")
+def segment_listed_twice(row):
+    return row | {"segments": [*row["segments"], row["segments"][0]]}
+
+
+@fault("row", "size_mismatch", column="segment_map")
+def segment_map_of_another_size(row):
+    return row | {"segment_map": codec.encode_segment_map(codec.decode_segment_map(row["segment_map"])[::2])}
+
+
 @fault("row", "bad_label_map", column="segment_map")
 def segment_map_of_one_channel(row):
     return row | {"segment_map": row["label_map"]}
+
+
+@fault("row", "bad_mask", column="instances")
+def mask_of_another_size(row):
+    return row | {"instances": [row["instances"][0] | {"mask": text_of_mask(np.ones((WIDTH, WIDTH), dtype=bool))}]}
+
+
+@fault("row", "bad_mask", column="instances")
+def mask_cut(row):
+    return row | {"instances": [row["instances"][0] | {"mask": row["instances"][0]["mask"] + "P"}]}
+
+
+@fault("row", "class_id_range", column="instances")
+def object_of_unknown_class(row):
+    return row | {"instances": [row["instances"][0] | {"class_id": 3}]}
 
 
 # ---- lines of a TSV ----

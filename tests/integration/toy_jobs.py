@@ -19,6 +19,13 @@ def patches_in_place() -> list:
     return list(compat.apply())
 
 
+def forgotten_subsets(data: str) -> list:
+    """Validation files that fairseq finds in what `--data` names."""
+    from fairseq.data import data_utils
+
+    return sorted(data_utils._find_extra_valid_paths(data))
+
+
 def report_rank(cfg) -> None:
     """A training that only writes which rank it was and that its collectives work."""
     total = torch.tensor([utils.get_global_rank() + 1.0])

@@ -57,6 +57,16 @@ def test_output(nano, photos):
     assert output.class_logits[-1].abs().max() <= 100.01  # cosines times 100
 
 
+def test_without_interaction_masks_do_not_depend_on_texts(photos):
+    """With it they do; without it its weights are not trained either."""
+    for without in (False, True):
+        model = build(dropout=0.0, without_interaction=without)
+        assert {p.requires_grad for p in model.interaction.parameters()} == {not without}
+        with torch.no_grad():
+            every, some = model(photos), model(photos, rows=torch.tensor([1, 3]))
+        assert torch.equal(every.mask_logits, some.mask_logits) == without
+
+
 @torch.no_grad()
 def test_rows_stay_rows(nano, photos):
     both, one = nano(photos), nano(photos[1:])
@@ -135,7 +145,7 @@ def test_text_vectors_of_tasks(nano):
 def encodings(model, monkeypatch) -> list:
     """The tasks that texts are encoded for from now on."""
     calls, encode = [], model._encode
-    monkeypatch.setattr(model, "_encode", lambda task: calls.append(task) or encode(task))
+    monkeypatch.setattr(model, "_encode", lambda task, rows=None: calls.append(task) or encode(task, rows))
     return calls
 
 

@@ -4,7 +4,7 @@ A class is read as `[task words] [task prompt] <start> [class prompt] [name] "."
 task begin alike: as a token sees only what stands before it, that beginning is computed once for all classes.
 """
 
-from typing import Sequence
+from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +43,10 @@ class LearnedPrompt(nn.Module):
         for name, token in SIGNALS.items():
             getattr(self, f"{name}_signal").copy_(token_embedding[token : token + 1])
 
-    def beginning(self, task_words: Tensor) -> Tensor:
-        """Word vectors of the task (n, width) -> what all its classes begin with, (P, width)."""
+    def beginning(self, task_words: Tensor, class_prompt: Optional[Tensor] = None) -> Tensor:
+        """Word vectors of the task (n, width) -> what all its classes begin with, (P, width); with another class prompt where given."""
         task = [] if self.task_prompt is None else [task_words, self.task_prompt]
-        return torch.cat([*task, self.start_signal, self.class_prompt])
+        return torch.cat([*task, self.start_signal, self.class_prompt if class_prompt is None else class_prompt])
 
     def endings(self, words: Tensor, lengths: Tensor) -> Tensor:
         """Word vectors of K names (K, S, width), of `lengths` (K,) words each, S at least 2 more -> names, full stop and end."""
@@ -106,14 +106,18 @@ def _after_attention(block, tokens: Tensor, found: Tensor) -> Tensor:
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
-def pack_names(names: Sequence[Sequence[int]], beginning: int, context: int) -> tuple[Tensor, Tensor]:
-    """Token ids of K names -> (K, S) with room for full stop and end behind the longest, and (K,) their lengths.
+def pack_names(
+    names: Sequence[Sequence[int]], beginning: int, context: int, classes: Optional[Sequence[int]] = None
+) -> tuple[Tensor, Tensor]:
+    """Token ids of n names -> (n, S) with room for full stop and end behind the longest, and (n,) their lengths.
+
+    `classes` are the ids of the classes that the names belong to, for messages; None where each class has one name.
 
     Raises:
         ValueError: a name is empty, or does not fit behind `beginning` tokens into `context`.
     """
     budget = context - beginning - 2
-    for k, name in enumerate(names):
+    for k, name in zip(range(len(names)) if classes is None else classes, names, strict=True):
         if not name:
             raise ValueError(f"class {k} has an empty name; give it one")
         if len(name) > budget:
