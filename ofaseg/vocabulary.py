@@ -76,6 +76,20 @@ def _check_entries(data: dict, where: str) -> None:
             raise VocabularyError(f"{where}: {key} is not a list with an entry per class; correct it or leave it out")
 
 
+def share_a_word(names: Sequence[str], known: Sequence[str]) -> tuple[bool, ...]:
+    """For each name whether it is one of the known names in other writing.
+
+    Case, hyphens, underscores and blanks do not count, and of names that list synonyms ("road, route") one in common is enough.
+    """
+    words = {word for name in known for word in _words_of(name)}
+    return tuple(not words.isdisjoint(_words_of(name)) for name in names)
+
+
+def _words_of(name: str) -> set[str]:
+    parts = ("".join(character if character.isalnum() else " " for character in part.casefold()) for part in name.split(","))
+    return {" ".join(part.split()) for part in parts} - {""}
+
+
 def name_difference(there: Sequence[str], here: Sequence[str]) -> str:
     """How the class names of a file (`there`) differ from those of this run, for messages; "" for the same ones in one order."""
     if len(there) != len(here):

@@ -11,9 +11,11 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from ofaseg.data import transforms
+from ofaseg.data.mask_target_dataset import SEMANTIC
 from ofaseg.data.segmentation_dataset import SegmentationDataset
 from ofaseg.evaluation import postprocess, semantic, tiling
 from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
+from ofaseg.vocabulary import ClassVocabulary
 from user_tasks.labelled_task import TRAINING_SPLITS, LabelledTask, LabelledTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -47,13 +49,19 @@ class SegmentationTask(LabelledTask):
     reads_class_order = False
     """Whether the model reads the class names as one text, in their order, so that scores may depend on it."""
 
+    output_kinds = (SEMANTIC,)
+    """What `predict_batch` can make."""
+
+    trained_vocabulary: Optional[ClassVocabulary] = None
+    """The classes that a restored checkpoint was trained with, where it tells."""
+
     uses_ema = True
     """With --store-ema, validation uses the averaged weights."""
 
     # ---- data ----
 
-    def photo_dataset(self, split: str, training: bool) -> SegmentationDataset:
-        """The dataset of a split, for training (augmented, shuffled) or evaluation (in order, native labels)."""
+    def photo_dataset(self, split: str, training: bool, **options) -> SegmentationDataset:
+        """The dataset of a split, for training (augmented, shuffled) or evaluation (in order, native labels); `options` as it takes."""
         augment = training and not self.cfg.no_photo_augmentation
         return self.dataset_class()(
             self.reader(split),
@@ -64,6 +72,7 @@ class SegmentationTask(LabelledTask):
             on_bad_sample=str(self.cfg.on_bad_sample),
             batch_size_key=self.evaluation_size,
             **self.dataset_arguments(),
+            **options,
         )
 
     def dataset_class(self):

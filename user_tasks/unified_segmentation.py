@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
-from torch import Tensor
 
 from ofaseg.data import transforms
 from ofaseg.data.mask_target_dataset import SEMANTIC, MaskTargetDataset, mask_targets
-from ofaseg.evaluation.mask_proposals import class_map, classify_masks, upsample_masks
 from ofaseg.evaluation.postprocess import PostProcess
 from ofaseg.models.prompt_tuning import SCOPES, PromptTuner
-from ofaseg.structures import MaskOutput, SegmentationOutput, unwrap
+from ofaseg.structures import MaskOutput, unwrap
 from ofaseg.subclasses.label_set import LabelSetError
 from ofaseg.vocabulary import ClassVocabulary
 from user_tasks import subclass_options
 from user_tasks.learned_prompts import TASKS, LearnedPromptClasses, LearnedPromptOptions, parse_tasks
+from user_tasks.mask_outputs import MaskOutputOptions, MaskOutputs, with_things
 from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
 
 SCALES = tuple(k / 10 for k in range(5, 16))
@@ -27,7 +26,7 @@ SCALES = tuple(k / 10 for k in range(5, 16))
 
 
 @dataclass
-class UnifiedSegmentationConfig(subclass_options.SubclassNameOptions, LearnedPromptOptions, SegmentationTaskConfig):
+class UnifiedSegmentationConfig(MaskOutputOptions, subclass_options.SubclassNameOptions, LearnedPromptOptions, SegmentationTaskConfig):
     patch_image_size: int = field(default=640, metadata={"help": "side of training crops, short side of test photos (COCO: 640)"})
     label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
     tasks: str = field(
@@ -35,10 +34,6 @@ class UnifiedSegmentationConfig(subclass_options.SubclassNameOptions, LearnedPro
     )
     image_checkpoint: str = field(default="", metadata={"help": "weights of the image encoder to start from (ImageNet's)"})
     prompt_checkpoint: str = field(default="", metadata={"help": "checkpoint of prompt learning, whose prompts are taken"})
-    without_regions: bool = field(default=False, metadata={"help": "predict without CLIP's opinion of the masked regions: quicker"})
-    ensemble_weight: float = field(
-        default=0.8, metadata={"help": "0..1, how much of a base class's score is the query's, and of a novel one's CLIP's"}
-    )
     tuning_steps: int = field(
         default=0, metadata={"help": "steps of test-time prompt tuning per photo and task, on the entropy of novel classes; 0: none"}
     )
@@ -55,7 +50,7 @@ class UnifiedSegmentationConfig(subclass_options.SubclassNameOptions, LearnedPro
 
 
 @register_task("unified_segmentation", dataclass=UnifiedSegmentationConfig)
-class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
+class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTask):
     """Trains on masks of a kind drawn for each update, the same on all processes (FreeSeg, section 3.1); scores and predicts class maps.
 
     Classes that the vocabulary marks as novel are kept from training: neither their masks nor their texts play a part.
@@ -67,11 +62,9 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
     """
 
     def __init__(self, cfg: UnifiedSegmentationConfig, vocabulary: ClassVocabulary):
-        super().__init__(cfg, vocabulary)
+        super().__init__(cfg, with_things(vocabulary, cfg.things))
         self.tasks = parse_tasks(cfg.tasks)
-        if not 0 <= cfg.ensemble_weight <= 1:
-            raise ValueError(f"ensemble_weight {cfg.ensemble_weight}: give a number from 0 to 1")
-        self.size_multiple = 1
+        self.set_up_outputs(cfg)
         self.set_up_prompts(cfg, vocabulary.names)
         self.class_words = self._class_words()
         tuning = (cfg.tuning_steps, cfg.tuning_lr, cfg.tuning_threshold, str(cfg.tuning_scope))
@@ -94,6 +87,7 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
         self.size_multiple = model.config.size_divisibility
         if from_checkpoint:
             return model
+        self.trained_vocabulary = self.vocabulary
         self.load_towers(model)
         if self.cfg.image_checkpoint:
             freeseg.load_image_encoder(model, self.cfg.image_checkpoint)
@@ -173,7 +167,7 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
         if not sample["nsentences"]:
             loss, _, log = self._empty_step(sample, device)
             return loss, 0, log | {"sample_size": 0} | dict.fromkeys(criterion.parts, loss)
-        output = self.proposals(model, sample["net_input"])
+        output = self.proposals(model, sample["net_input"])[SEMANTIC]
         lists = [lists[SEMANTIC].to(device) for lists in sample["mask_lists"]]
         targets = mask_targets([part.to(device) for part in sample["input_label_maps"]], lists, self.size_multiple)
         loss, sample_size, log = criterion.loss(output, targets)
@@ -187,11 +181,11 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
     # ---- prediction ----
 
     @torch.no_grad()
-    def proposals(self, model, net_input: dict) -> MaskOutput:
-        """Masks and scores of a batch for semantic segmentation."""
+    def proposals(self, model, net_input: dict, tasks: Sequence[str] = (SEMANTIC,)) -> dict[str, MaskOutput]:
+        """For each task the masks and scores of a batch, whose photos are encoded once."""
         image = net_input[self.image_key].to(next(model.parameters()).device, non_blocking=True)
         with self.autocast(image.device):
-            return self.mask_prediction(model)(image, (SEMANTIC,), regions=not self.cfg.without_regions)[SEMANTIC]
+            return self.mask_prediction(model)(image, tasks, regions=not self.cfg.without_regions)
 
     def mask_prediction(self, model):
         """`model.predict`, or with `tuning_steps` the same with prompts tuned to each photo."""
@@ -200,39 +194,3 @@ class UnifiedSegmentationTask(LearnedPromptClasses, SegmentationTask):
         every = str(self.cfg.tuning_classes) == "all"
         novel = [k for k in range(len(self.vocabulary)) if every or k not in self.trained_classes]
         return partial(self.tuner.predict, model, novel)
-
-    def class_maps(self, output: MaskOutput, size: Sequence[int], native_sizes) -> list[SegmentationOutput]:
-        """The best class of every pixel at native size (FreeSeg, section 3.4), from proposals for photos of `size` (H, W)."""
-        logits = output.mask_logits
-        padded = tuple(-(-side // self.size_multiple) * self.size_multiple for side in size)
-        results = []
-        for photo, native_size in enumerate(native_sizes):
-            regions = (None, None) if output.region_logits is None else (output.region_logits[photo], output.region_valid[photo])
-            masks = upsample_masks(logits[photo], padded, tuple(size))
-            found = classify_masks(masks, output.class_logits[-1][photo], *regions, self._base(logits), self.cfg.ensemble_weight)
-            results.append(SegmentationOutput(class_map(found, native_size)))
-        return results
-
-    def _base(self, like: Tensor) -> Optional[Tensor]:
-        """(K,) bool, True for classes of the training; None where the vocabulary does not tell: all count as novel, as published."""
-        return ~torch.tensor(self.vocabulary.novel, device=like.device) if any(self.vocabulary.novel) else None
-
-    def predict_batch(self, model, net_input: dict, native_sizes, post: Optional[PostProcess] = None) -> list[SegmentationOutput]:
-        """Segments a batch at native sizes into classes.
-
-        Args:
-            net_input: as collated; moved to the model's device here.
-            native_sizes: B pairs (H, W).
-            post: must be without options: mask proposals are made into class maps in one way.
-
-        Raises:
-            ValueError: `post` has options.
-        """
-        post = post or self.post_process()
-        if post.flip_average or post.return_scores or post.refine != "none" or post.resnet_iters or post.window or post.scales != (1.0,):
-            raise ValueError(
-                "unified_segmentation makes class maps of mask proposals; flip, refine, resnet_iters, window, scales and scores of every "
-                "class are not for it: leave them out"
-            )
-        output = self.proposals(model, net_input)
-        return self.class_maps(output, net_input[self.image_key].shape[2:], native_sizes)

@@ -109,7 +109,10 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
         if task_config.get(option) and option not in overrides:
             task_config[option] = _recorded_file(task_config[option], path)
     task_config["rename_classes"] = bool(overrides.get("rename_classes"))  # what the run was allowed does not hold for new names
+    if "things" in task_config:
+        task_config["things"] = overrides.get("things") or ""  # marked in the recorded vocabulary already
     task = _build_task(task_name, task_config, class_names, recorded, path, "data" in overrides)
+    task.trained_vocabulary = recorded
     names_made_rows = not any(model_config.get(key) for key in ("train_class_embedding", "random_class_embeddings", "untie_seg_projection"))
     same_classes = recorded.names == task.vocabulary.names if recorded is not None else not names_made_rows
     same_classes = same_classes and not is_pretraining(state) and "subclasses" not in overrides

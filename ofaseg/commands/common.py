@@ -91,6 +91,19 @@ def post_process_changes(args) -> dict:
     return {key: value for key, value in changes.items() if value is not None}
 
 
+def parse_tasks(text: str, possible: Sequence[str]) -> tuple[str, ...]:
+    """'semantic, panoptic' -> its parts, each of what a checkpoint's model can make.
+
+    Raises:
+        ValueError: others, or none.
+    """
+    tasks = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not tasks or not set(tasks) <= set(possible):
+        advice = f"give one or more of {','.join(possible)}" if len(possible) > 1 else f"this model makes class maps, {possible[0]}, alone"
+        raise ValueError(f"--tasks {text!r}: {advice}")
+    return tasks
+
+
 def choose_device(name: str = "") -> torch.device:
     """The named device, or this process's GPU, or the CPU.
 

@@ -1,5 +1,6 @@
 """Segments photos into named classes: an overlay with a legend, an index PNG and a JSON file of areas for each.
 
+Models of mask proposals also make panoptic segments and scored objects, with --tasks.
 With --maps it draws where free phrases are instead: one heat map per phrase and the cosines as .npz.
 Photos are files, folders, text files with one path or URL per line, and file:// or http(s):// URLs.
 """
@@ -12,15 +13,18 @@ import urllib.parse
 import urllib.request
 from dataclasses import asdict
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ofaseg.commands import common
+from ofaseg.data.mask_target_dataset import SEMANTIC
 from ofaseg.evaluation import pictures, report
+from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", help="photos, folders, .txt lists of photos, file:// or http(s):// URLs")
     parser.add_argument("--checkpoint", required=True, help="fairseq checkpoint (.pt), or exported model.safetensors")
     parser.add_argument("--out", default="predictions", help="folder for the results (default: predictions)")
+    parser.add_argument(
+        "--tasks",
+        default=SEMANTIC,
+        help="what is made, of semantic, instance and panoptic, from one pass: semantic,instance,panoptic (default: semantic)",
+    )
+    parser.add_argument(
+        "--things",
+        default="",
+        help="countable classes, a file or list of their names (default: as the checkpoint marks them; other words are all countable)",
+    )
     parser.add_argument("--strict", action="store_true", help="exit with status 1 when a photo could not be segmented")
     parser.add_argument(
         "--maps",
@@ -59,14 +73,16 @@ def run(args) -> int:
     overrides = common.model_overrides(args)
     if args.class_names:
         overrides["data"] = ""  # the names of the photos' classes need not be those of the shards trained on
+    if args.things:
+        overrides["things"] = args.things
     device = common.choose_device(args.device)
     model, task = load_model(args.checkpoint, class_names=args.class_names or None, device=device, overrides=overrides)
     model.eval()
+    tasks = common.parse_tasks(args.tasks, task.output_kinds)
     post = task.post_process(**common.post_process_changes(args))
 
     def segment(source: str, stem: Path) -> str:
-        areas = predict_one(source, stem, model, task, post)
-        return ", ".join(f"{area['name']} {area['percent']:.1f} %" for area in areas[:5])
+        return "; ".join(", ".join(lines[:5]) or "nothing" for lines in predict_one(source, stem, model, task, post, tasks).values())
 
     return for_each(sources, args, segment, "segmented")
 
@@ -95,26 +111,46 @@ def for_each(sources: list[str], args, work: Callable[[str, Path], str], done: s
     return 1 if failures == len(sources) or (args.strict and failures) else 0
 
 
-def predict_one(source: str, stem: Path, model, task, post) -> list[dict]:
-    """Segments one photo and writes <stem>_overlay.png, <stem>_index.png and <stem>.json; returns the areas.
+def predict_one(source: str, stem: Path, model, task, post, tasks: Sequence[str] = (SEMANTIC,)) -> dict[str, list[str]]:
+    """Segments one photo and writes what each task asks for; returns lines for people, task by task, the most important first.
+
+    For the semantic task <stem>_overlay.png, <stem>_index.png and <stem>.json; for others see `predict_segments`.
 
     Raises:
         ValueError, OSError: the photo cannot be read or decoded.
     """
+    from ofaseg.commands import predict_segments
     from ofaseg.data import codec
 
     start = time.perf_counter()
     image = codec.decode_image(read_bytes(source))
     batch = task.encode_image_for_predict(image)
-    output = task.predict_batch(model, batch["net_input"], batch["native_sizes"], post)[0]
-    label_map = output.label_map.cpu().numpy().astype(np.int32)
-    areas = pictures.class_areas(label_map, task.vocabulary)
-    overlay = pictures.overlay_with_legend(image, label_map, task.vocabulary)
-    pictures.write(stem.with_name(stem.name + "_overlay.png"), pictures.encode(overlay))
-    pictures.write(stem.with_name(stem.name + "_index.png"), pictures.index_png(label_map, task.vocabulary.palette))
+    options = {} if tasks == (SEMANTIC,) else {"tasks": tasks}
+    output = task.predict_batch(model, batch["net_input"], batch["native_sizes"], post, **options)[0]
     about = {"image": source, "height": image.shape[0], "width": image.shape[1], "class_names": list(task.vocabulary.names)}
-    seconds = round(time.perf_counter() - start, 3)
-    report.write_json(stem.with_name(stem.name + ".json"), about | {"areas": areas, "post_process": asdict(post), "seconds": seconds})
+    seconds = {"seconds": round(time.perf_counter() - start, 3)}
+    lines = {}
+    if SEMANTIC in tasks:
+        areas = write_label_map(stem, about | {"post_process": asdict(post)} | seconds, image, output.label_map, task.vocabulary)
+        lines[SEMANTIC] = [f"{area['name']} {area['percent']:.1f} %" for area in areas]
+    about |= seconds
+    if output.panoptic is not None:
+        vocabulary = predict_segments.with_marks(task)
+        lines["panoptic"] = predict_segments.write_panoptic(stem, about, image, output.panoptic, vocabulary)
+    if output.instances is not None:
+        vocabulary = predict_segments.with_marks(task)
+        lines["instance"] = predict_segments.write_instances(stem, about, image, output.instances, vocabulary)
+    return lines
+
+
+def write_label_map(stem: Path, about: dict, image: np.ndarray, label_map: Tensor, vocabulary: ClassVocabulary) -> list[dict]:
+    """Writes <stem>_overlay.png, <stem>_index.png and <stem>.json, which holds `about` and the areas; returns the areas."""
+    label_map = label_map.cpu().numpy().astype(np.int32)
+    areas = pictures.class_areas(label_map, vocabulary)
+    overlay = pictures.overlay_with_legend(image, label_map, vocabulary)
+    pictures.write(stem.with_name(stem.name + "_overlay.png"), pictures.encode(overlay))
+    pictures.write(stem.with_name(stem.name + "_index.png"), pictures.index_png(label_map, vocabulary.palette))
+    report.write_json(stem.with_name(stem.name + ".json"), about | {"areas": areas})
     return areas
 
 

@@ -6,6 +6,7 @@ from typing import Callable
 from ofaseg.commands import common
 from ofaseg.commands.evaluate import safe_name
 from ofaseg.commands.predict import read_bytes
+from ofaseg.data.mask_target_dataset import SEMANTIC
 from ofaseg.evaluation import heatmaps, pictures
 
 NAME_BYTES = 100
@@ -26,6 +27,7 @@ def worker(args) -> Callable[[str, Path], str]:
         raise ValueError(f"--map-size {args.map_size}: give the short side in pixels, or leave it out for the model's square")
     changes = {"--class-names": args.class_names, "--refine": args.refine, "--flip": args.flip, "--resnet-topk": args.resnet_topk}
     changes |= {"--resnet-iters": args.resnet_iters, "--bpe-dir": args.bpe_dir, "--subclasses": args.subclasses, "--fusion": args.fusion}
+    changes |= {"--things": args.things, "--tasks": "" if args.tasks == SEMANTIC else args.tasks}
     without_meaning = [flag for flag, value in changes.items() if value not in ("", None, False)]
     if without_meaning:
         raise ValueError(f"--maps draws phrases and segments nothing; leave out {', '.join(without_meaning)}")

@@ -18,10 +18,13 @@ from ofaseg.evaluation.configuration import option_groups
 from ofaseg.evaluation.data_summary import DataSummary, read_data_summary
 from ofaseg.evaluation.examples import GROUPS, ChosenPhoto, read_index
 from ofaseg.evaluation.html_examples import Example
-from ofaseg.evaluation.html_report import Result, html_report, training_charts
+from ofaseg.evaluation.html_report import CLASS_BARS, Result, class_series, html_report, training_charts
 from ofaseg.evaluation.pictures import read_index_png
 from ofaseg.evaluation.training_log import TrainingLog, read_training_log
 from ofaseg.vocabulary import ClassVocabulary
+
+SEGMENT_PICTURES = {"segments": "segments", "panoptic": "predicted segments"}
+"""File of an example -> what the page calls it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,17 +162,28 @@ def shown_photos(photos: list[ChosenPhoto], most: int) -> list[tuple[ChosenPhoto
 
 def _read_example(folder: Path, photo: ChosenPhoto, groups: tuple[str, ...], results: list[tuple[str, Path]]) -> Example:
     path = folder / photo.name / "photo.jpg"
-    try:
-        with Image.open(path) as picture:
-            image = np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: not a photo that can be read ({error}); evaluate again") from error
+    image = read_picture(path)
+    if image is None:
+        raise ValueError(f"{path}: no such file; evaluate again")
     predictions = {}
     for name, other in results:
         prediction = _same_size(other / "examples" / photo.name / "prediction.png", image)
         if prediction is not None:
             predictions[name] = prediction
-    return Example(photo.name, image, _same_size(path.parent / "labels.png", image), predictions, groups, photo.miou)
+    drawn = {title: read_picture(path.parent / f"{file}.jpg") for file, title in SEGMENT_PICTURES.items()}
+    drawn = {title: picture for title, picture in drawn.items() if picture is not None}
+    return Example(photo.name, image, _same_size(path.parent / "labels.png", image), predictions, groups, photo.miou, drawn)
+
+
+def read_picture(path: Path) -> Optional[np.ndarray]:
+    """(H, W, 3) uint8 of a picture file; None without one. Raises ValueError when it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: not a picture that can be read ({error}); evaluate again") from error
 
 
 def _same_size(path: Path, image: np.ndarray) -> Optional[np.ndarray]:
@@ -186,11 +200,16 @@ def _write_tables(folder: Path, results: list[Result]) -> list[Path]:
     if not results:
         return []
     names = results[0].scores["class_names"]
-    shown = [(r.name, r.scores["IoU_per_class"]) for r in results if r.scores.get("class_names") == names][:4]
     palette = ClassVocabulary.from_json(results[0].scores["vocabulary"]).palette
     report.write_text(folder / "results.md", _table(results))
-    report.write_text(folder / "iou_per_class.svg", charts.standalone(charts.bar_chart(names, shown, palette, "IoU per class in percent")))
-    return [folder / "results.md", folder / "iou_per_class.svg"]
+    written = [folder / "results.md"]
+    for key, title in CLASS_BARS.items():
+        series = class_series(results, key)
+        if series:
+            written.append(folder / f"{key.lower()}.svg")
+            chart = charts.bar_chart(names, series, palette, f"{title} per class in percent")
+            report.write_text(written[-1], charts.standalone(chart))
+    return written
 
 
 def _write_curves(folder: Path, logs: list[TrainingLog]) -> list[Path]:

@@ -9,7 +9,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Callable, Iterable, Optional
+from typing import Callable, Iterable, Optional, Sequence
 
 import numpy as np
 import torch
@@ -80,6 +80,26 @@ class SemanticEvaluator(Evaluator):
         scores["constant"] = {key: constant[key] for key in keys if key in constant}
         scores["images"] = int(sum_over_ranks(torch.tensor([len(self._image_scores)])))
         return scores
+
+
+class JointEvaluator(Evaluator):
+    """Several evaluators of the same outputs; where two have a score of one name (``images``), the first's is taken."""
+
+    def __init__(self, parts: Sequence[Evaluator]):
+        self.parts = tuple(parts)
+
+    def reset(self) -> None:
+        for part in self.parts:
+            part.reset()
+
+    def update(self, outputs: list[SegmentationOutput], batch: dict) -> None:
+        for part in self.parts:
+            part.update(outputs, batch)
+
+    def compute(self) -> dict:
+        """The scores of all parts in one dict."""
+        every = [part.compute() for part in self.parts]
+        return {key: value for scores in reversed(every) for key, value in scores.items()}
 
 
 @dataclass

@@ -9,7 +9,7 @@ import math
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Iterable, Optional
 
 from ofaseg.evaluation.report import write_json
 
@@ -50,6 +50,12 @@ def choose(scores: dict[int, float], count: int, seed: int = 1) -> list[ChosenPh
         for row in members:
             chosen.setdefault(row, ChosenPhoto(row, scores[row])).groups.append(group)
     return list(chosen.values())
+
+
+def choose_random(rows: Iterable[int], count: int, seed: int = 1) -> list[ChosenPhoto]:
+    """The random group of `choose` alone, for photos that were not scored one by one."""
+    rows = sorted(rows)
+    return [ChosenPhoto(row, None, ["random"]) for row in random.Random(seed).sample(rows, min(count, len(rows)))]
 
 
 def write_index(folder, photos: list[ChosenPhoto]) -> None:

@@ -9,6 +9,7 @@ from html import escape
 from typing import Optional, Sequence
 
 import numpy as np
+from PIL import Image
 
 from ofaseg.evaluation.html_page import chips
 from ofaseg.evaluation.pictures import class_areas, encode, enlarge, error_overlay, overlay, shrink
@@ -93,6 +94,7 @@ class Example:
         predictions: result name -> (H, W) class ids.
         groups: those of TITLES that it belongs to.
         miou: of the first prediction on this photo, 0..1, or None.
+        drawn: title -> (H, W, 3) uint8 picture of the whole photo, of segments; at any size.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Example:
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
     miou: Optional[float] = None
+    drawn: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def examples_section(examples: Sequence[Example], vocabulary: ClassVocabulary) -> str:
@@ -163,6 +166,10 @@ def _layers(example: Example, vocabulary: ClassVocabulary) -> list[tuple[str, np
         wrong, share = error_overlay(image, truth, predictions[0])
         alt = f"Errors of {titles[0]} on {example.name}: {100 * share:.0f} % of the labelled pixels"
         layers.append((f"errors of {titles[0]}", wrong, alt))
+    height, width = image.shape[:2]
+    for title, picture in example.drawn.items():
+        picture = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+        layers.append((title, picture, f"{title} of {example.name}"))
     return layers
 
 

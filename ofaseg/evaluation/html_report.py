@@ -13,10 +13,23 @@ from ofaseg.evaluation.data_summary import DataSummary, data_section
 from ofaseg.evaluation.html_confusion import CONFUSION_CSS, confusion_section
 from ofaseg.evaluation.html_examples import EXAMPLES_CSS, EXAMPLES_SCRIPT, Example, examples_section
 from ofaseg.evaluation.html_page import html_page
-from ofaseg.evaluation.report import columns_with_values, percent, row_title, score_cell, with_constant
+from ofaseg.evaluation.report import percent, row_title, score_cell, tables_with_values, with_constant
 from ofaseg.evaluation.training_log import TrainingLog
 from ofaseg.vocabulary import ClassVocabulary
 
+TILES = (
+    ("mIoU", "mIoU in %"),
+    ("aAcc", "pixels right in %"),
+    ("thing_mIoU", "objects mIoU"),
+    ("stuff_mIoU", "backgrounds mIoU"),
+    ("PQ", "PQ in %"),
+    ("thing_PQ", "objects PQ"),
+    ("stuff_PQ", "backgrounds PQ"),
+    ("AP", "mask AP in %"),
+)
+"""Scores shown large, with what they are called."""
+CLASS_BARS = {"IoU_per_class": "IoU", "PQ_per_class": "PQ", "AP_per_class": "AP"}
+"""Scores drawn as bars per class, where there are any."""
 SUBSETS = {"train": "training", "valid": "validation"}
 """Subset in a log -> what the legend says."""
 
@@ -77,12 +90,7 @@ def _heading(title: str, notes: str) -> str:
 
 def _tiles(result: Result) -> str:
     scores, constant = result.scores, result.scores.get("constant") or {}
-    tiles = [("mIoU in %", percent(scores.get("mIoU"))), ("pixels right in %", percent(scores.get("aAcc")))]
-    tiles += [
-        (f"{title} mIoU", percent(scores[key]))
-        for key, title in (("thing_mIoU", "objects"), ("stuff_mIoU", "backgrounds"))
-        if key in scores
-    ]
+    tiles = [(title, percent(scores[key])) for key, title in TILES if key in scores]
     if constant:
         tiles.append(("best constant mIoU", percent(constant.get("mIoU"))))
     tiles.append(("images", str(scores.get("images", "–"))))
@@ -95,27 +103,40 @@ def _result_table(results: Sequence[Result]) -> str:
         return ""
     rows = [(result.name, result.scores) for result in results]
     rows += with_constant("", results[0].scores)[1:]
-    columns = columns_with_values([scores for _, scores in rows])
+    tables = "".join(_score_table(columns, shown) for columns, shown in tables_with_values(rows))
+    return f"<h2>Results</h2>{tables}"
+
+
+def _score_table(columns: Sequence[tuple[str, str]], rows: Sequence[tuple[str, dict]]) -> str:
     head = "<tr><th scope=col>%</th>" + "".join(f"<th scope=col>{title}</th>" for _, title in columns) + "<th scope=col>images</th></tr>"
     body = ""
     for i, (name, scores) in enumerate(rows):
         cells = "".join(f"<td>{score_cell(scores, key)}</td>" for key, _ in columns) + f"<td>{escape(str(scores.get('images', '–')))}</td>"
         body += f"<tr{' class=first' if i == 0 else ''}><td>{escape(row_title(name, scores))}</td>{cells}</tr>"
-    return f'<h2>Results</h2><div class="card scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="card scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def class_series(results: Sequence[Result], key: str) -> list[tuple[str, list]]:
+    """(name, scores per class) of the results that have `key`, a list over the classes of the first result; at most four."""
+    names = results[0].scores.get("class_names") if results else None
+    return [(r.name, r.scores[key]) for r in results if r.scores.get(key) is not None and r.scores.get("class_names") == names][:4]
 
 
 def _class_bars(results: Sequence[Result], vocabulary: ClassVocabulary) -> str:
-    """IoU per class, best class of the first result first; results over other class lists are left out."""
-    names = list(vocabulary.names)
-    shown = [r for r in results if r.scores.get("class_names") == names][:4]
-    if not shown:
-        return ""
-    first = shown[0].scores["IoU_per_class"]
-    order = sorted(range(len(names)), key=lambda k: (_missing(first[k]), -(0.0 if _missing(first[k]) else first[k])))
-    series = [(r.name, [r.scores["IoU_per_class"][k] for k in order]) for r in shown]
-    drawing = ([names[k] for k in order], series, [vocabulary.palette[k] for k in order], "IoU per class in percent")
-    wide, narrow = bar_chart(*drawing), bar_chart(*drawing, width=360)  # a wide one could not be read on a phone
-    return f'<h2>IoU per class, %</h2><div class="card wide">{wide}</div><div class="card narrow">{narrow}</div>'
+    """Scores per class, best class of the first result first; results over other class lists are left out."""
+    names, parts = list(vocabulary.names), []
+    for key, title in CLASS_BARS.items():
+        series = class_series(results, key)
+        if not series or results[0].scores["class_names"] != names:
+            continue
+        first = series[0][1]
+        shown = [k for k in range(len(names)) if key == "IoU_per_class" or not all(_missing(values[k]) for _, values in series)]
+        order = sorted(shown, key=lambda k: (_missing(first[k]), -(0.0 if _missing(first[k]) else first[k])))
+        ordered = [(name, [values[k] for k in order]) for name, values in series]
+        drawing = ([names[k] for k in order], ordered, [vocabulary.palette[k] for k in order], f"{title} per class in percent")
+        wide, narrow = bar_chart(*drawing), bar_chart(*drawing, width=360)  # a wide one could not be read on a phone
+        parts.append(f'<h2>{title} per class, %</h2><div class="card wide">{wide}</div><div class="card narrow">{narrow}</div>')
+    return "".join(parts)
 
 
 def _missing(value: Optional[float]) -> bool:

@@ -29,7 +29,8 @@ class InstanceEvaluator(Evaluator):
     """Mask AP of the ``instances`` of the outputs.
 
     A batch needs ``id`` (a number per photo, distinct over ranks), ``native_sizes`` and ``native_instances``: for each photo the
-    entries of the column `instances` of a shard (class_id, is_crowd, area, box, mask as COCO's text of run lengths).
+    entries of the column `instances` of a shard (class_id, is_crowd, area, box, mask as COCO's text of run lengths). Without them the
+    segments of countable classes are the objects (``native_segment_maps`` and ``native_segments``, see `objects_of_segments`).
 
     Args:
         vocabulary: K classes; where it marks things, only these are scored.
@@ -54,10 +55,13 @@ class InstanceEvaluator(Evaluator):
         self._photos: list[str] = []
 
     def update(self, outputs: list[SegmentationOutput], batch: dict) -> None:
-        """Raises ValueError for rows without instances, outputs without them, and masks of another size than the photo."""
+        """Raises ValueError for rows without objects, outputs without them, and masks of another size than the photo."""
         truths, sizes = batch.get("native_instances"), batch.get("native_sizes")
+        if truths is None and batch.get("native_segments") is not None:
+            pairs = zip(batch["native_segment_maps"], batch["native_segments"])
+            truths = [objects_of_segments(torch.as_tensor(ids).cpu().numpy(), segments, self.class_ids) for ids, segments in pairs]
         if truths is None or sizes is None or not len(truths) == len(sizes) == len(outputs):
-            raise ValueError("these rows carry no instances, so AP cannot be scored; evaluate a split with the column instances")
+            raise ValueError("these rows carry no objects, so AP cannot be scored; evaluate a split with the column instances or segments")
         for number, output, truth, size in zip(torch.as_tensor(batch["id"]).tolist(), outputs, truths, sizes):
             if output.instances is None:
                 raise ValueError("the model made no instances; score mIoU, or choose a model that finds objects")
@@ -68,7 +72,7 @@ class InstanceEvaluator(Evaluator):
     def compute(self) -> dict:
         """`instance_scores` of the photos of all ranks with their number ``images``."""
         photos = sorted((json.loads(text) for text in gather_texts(self._photos)), key=lambda photo: photo["id"])
-        return self._scores(photos) | {"images": len(photos)}
+        return self._scores(photos) | {"class_names": list(self.vocabulary.names), "images": len(photos)}
 
     def _scores(self, photos: list[dict]) -> dict:
         truth, found = self._coco(photos, "truth"), self._coco(photos, "found")
@@ -105,13 +109,29 @@ def _found(instances: InstanceSegmentation, size: list[int]) -> list[dict]:
     ]
 
 
+def objects_of_segments(segment_map: np.ndarray, segments: Sequence[dict], class_ids: Sequence[int]) -> list[dict]:
+    """Entries as of the column `instances`: the segments of some classes as objects that do not overlap."""
+    return [
+        {"class_id": entry["class_id"], "is_crowd": bool(entry.get("is_crowd", False)), "area": float(mask.sum())}
+        | {"box": _box(mask), "mask": text_of_mask(mask)}
+        for entry in segments
+        if entry["class_id"] in class_ids and (mask := segment_map == entry["id"]).any()
+    ]
+
+
+def _box(mask: np.ndarray) -> list[float]:
+    """[x0, y0, x1, y1] around a mask with pixels, ends exclusive."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+
+
 def require_pycocotools() -> None:
     """Raises ImportError with what to install."""
     try:
         import pycocotools  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "average precision of instances is computed by pycocotools, which is not installed: pip install pycocotools"
+            "average precision of instances is computed by pycocotools, which is not installed: pip install pycocotools (or ofaseg[coco])"
         ) from error
 
 

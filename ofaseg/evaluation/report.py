@@ -8,7 +8,7 @@ from typing import Optional, Sequence
 
 from ofaseg.atomic import atomic_write
 
-COLUMNS = (
+SEMANTIC_COLUMNS = (
     ("mIoU", "mIoU"),
     ("FB_IoU", "FB-IoU"),
     ("thing_mIoU", "objects"),
@@ -20,7 +20,36 @@ COLUMNS = (
     ("aAcc", "aAcc"),
     ("fwIoU", "fwIoU"),
 )
-"""Score key and column title, in the order of tables; a column without any value is left out."""
+_GROUPS = (("", ""), ("thing_", "objects "), ("stuff_", "backgrounds "), ("base_", "base "), ("novel_", "novel "))
+PANOPTIC_COLUMNS = (
+    *((prefix + key, title + key) for prefix, title in _GROUPS for key in ("PQ", "SQ", "RQ")),
+    ("harmonic_PQ", "harmonic PQ"),
+)
+INSTANCE_COLUMNS = (
+    ("AP", "AP"),
+    ("AP50", "AP50"),
+    ("AP75", "AP75"),
+    ("AP_small", "AP small"),
+    ("AP_medium", "AP medium"),
+    ("AP_large", "AP large"),
+    ("base_AP", "base AP"),
+    ("novel_AP", "novel AP"),
+    ("base_AP50", "base AP50"),
+    ("novel_AP50", "novel AP50"),
+)
+TABLES = (SEMANTIC_COLUMNS, PANOPTIC_COLUMNS, INSTANCE_COLUMNS)
+"""For each table score key and column title, in their order; a column without any value is left out, and a table without its first."""
+
+CLASS_COLUMNS = (
+    ("IoU_per_class", "IoU"),
+    ("acc_per_class", "accuracy"),
+    ("label_share_per_class", "share of pixels"),
+    ("PQ_per_class", "PQ"),
+    ("SQ_per_class", "SQ"),
+    ("RQ_per_class", "RQ"),
+    ("AP_per_class", "AP"),
+)
+"""Lists of scores per class and their titles."""
 
 
 def percent(value: Optional[float]) -> str:
@@ -48,10 +77,10 @@ def mean_over_runs(runs: Sequence[dict]) -> dict:
     for key in ("class_names", "images"):
         if any(run.get(key) != runs[0].get(key) for run in runs):
             raise ValueError(f"runs of one name must share {key}, got {[run.get(key) for run in runs]}; give them different names")
-    values = {key: [run.get(key) for run in runs] for key, _ in COLUMNS}
+    values = {key: [run.get(key) for run in runs] for columns in TABLES for key, _ in columns}
     merged = {key: _mean(found) for key, found in values.items()}
-    for key in ("IoU_per_class", "acc_per_class"):
-        if all(key in run for run in runs):
+    for key, _ in CLASS_COLUMNS:
+        if key != "label_share_per_class" and all(key in run for run in runs):
             merged[key] = [_mean(found) for found in zip(*(run[key] for run in runs), strict=True)]
     spread = {key: statistics.stdev(found) for key, found in values.items() if merged[key] is not None}
     return runs[0] | merged | {"runs": len(runs), "spread": spread}
@@ -61,25 +90,37 @@ def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
     return None if None in values else statistics.fmean(values)
 
 
-def columns_with_values(results: Sequence[dict]) -> list[tuple[str, str]]:
-    """The entries of COLUMNS that at least one of the score dicts has."""
-    return [(key, title) for key, title in COLUMNS if any(scores.get(key) is not None for scores in results)]
+def columns_with_values(results: Sequence[dict], columns: Sequence[tuple[str, str]] = SEMANTIC_COLUMNS) -> list[tuple[str, str]]:
+    """The entries of `columns` that at least one of the score dicts has."""
+    return [(key, title) for key, title in columns if any(scores.get(key) is not None for scores in results)]
+
+
+def tables_with_values(results: Sequence[tuple[str, dict]]) -> list[tuple[list[tuple[str, str]], list[tuple[str, dict]]]]:
+    """(columns, rows) of each of TABLES that has anything to show; a row without its first score is left out of a table."""
+    found = []
+    for columns in TABLES:
+        rows = [(name, scores) for name, scores in results if columns[0][0] in scores]
+        if rows:
+            found.append((columns_with_values([scores for _, scores in rows], columns), rows))
+    return found
 
 
 def markdown_table(results: Sequence[tuple[str, dict]], header: bool = True) -> str:
-    """A Markdown table with one row per (name, scores); values in percent.
+    """Markdown tables with one row per (name, scores), one table for each of TABLES; values in percent.
 
     With `header` False only the rows, to append to a table made before from the same kind of scores.
     """
-    columns = columns_with_values([scores for _, scores in results])
-    lines = []
-    if header:
-        lines.append("| | " + " | ".join(title for _, title in columns) + " | images |")
-        lines.append("|---|" + "---:|" * (len(columns) + 1))
-    for name, scores in results:
-        cells = [score_cell(scores, key) for key, _ in columns] + [str(scores.get("images", "–"))]
-        lines.append(f"| {_cell(row_title(name, scores))} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    tables = []
+    for columns, rows in tables_with_values(results):
+        lines = []
+        if header:
+            lines.append("| | " + " | ".join(title for _, title in columns) + " | images |")
+            lines.append("|---|" + "---:|" * (len(columns) + 1))
+        for name, scores in rows:
+            cells = [score_cell(scores, key) for key, _ in columns] + [str(scores.get("images", "–"))]
+            lines.append(f"| {_cell(row_title(name, scores))} | " + " | ".join(cells) + " |")
+        tables.append("\n".join(lines) + "\n")
+    return "\n".join(tables)
 
 
 def row_title(name: str, scores: dict) -> str:
@@ -88,10 +129,11 @@ def row_title(name: str, scores: dict) -> str:
 
 
 def class_table(scores: dict) -> str:
-    """Markdown: IoU, accuracy and share of the labelled pixels per class, in percent."""
-    lines = ["| class | IoU | accuracy | share of pixels |", "|---|---:|---:|---:|"]
-    rows = zip(scores["class_names"], scores["IoU_per_class"], scores["acc_per_class"], scores["label_share_per_class"])
-    lines += [f"| {_cell(name)} | {percent(iou)} | {percent(accuracy)} | {percent(share)} |" for name, iou, accuracy, share in rows]
+    """Markdown: the scores of CLASS_COLUMNS per class, in percent, as far as there are any."""
+    columns = [(key, title) for key, title in CLASS_COLUMNS if scores.get(key) is not None]
+    lines = ["| class | " + " | ".join(title for _, title in columns) + " |", "|---|" + "---:|" * len(columns)]
+    for k, name in enumerate(scores["class_names"]):
+        lines.append(f"| {_cell(name)} | " + " | ".join(percent(scores[key][k]) for key, _ in columns) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -159,8 +201,9 @@ def read_scores(path) -> dict:
         scores = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a score file ({error}); write one with `ofaseg evaluate ... --out`") from error
-    if not isinstance(scores, dict) or "mIoU" not in scores:
-        raise ValueError(f"{path}: holds no mIoU; write one with `ofaseg evaluate ... --out`")
+    firsts = [columns[0][0] for columns in TABLES]
+    if not isinstance(scores, dict) or not any(key in scores for key in firsts):
+        raise ValueError(f"{path}: holds no {' or '.join(firsts)}; write one with `ofaseg evaluate ... --out`")
     return scores
 
 

@@ -127,7 +127,7 @@ class Row:
 def markdown(rows: Sequence[Row]) -> str:
     """A table of percentages with differences to the first row, which has scores; then what did not fit, in the model's words."""
     base = rows[0].scores
-    titles = dict(report.COLUMNS)
+    titles = dict(report.SEMANTIC_COLUMNS)
     columns = [key for key in COLUMNS if base.get(key) is not None]
     lines = ["| naming | names | renamed | " + " | ".join(titles[key] for key in columns) + " | no class |"]
     lines.append("|---|" + "---:|" * (len(columns) + 3))

@@ -79,7 +79,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 def slide(predict: Predict, image: Tensor, cell: int, window: int, stride: int) -> DenseOutput:
     """Windows of (window, window) pixels, cut off where the photo is smaller; sides that `cell` does not divide are resized up."""
-    image = _resized(image, tuple(-(-side // cell) * cell for side in image.shape[2:]))
+    image = resized(image, tuple(-(-side // cell) * cell for side in image.shape[2:]))
     height, width = image.shape[2:]
     places = [(top, left) for top in window_starts(height, window, stride) for left in window_starts(width, window, stride)]
     if len(places) == 1:
@@ -97,7 +97,7 @@ def multi_scale(predict: Predict, image: Tensor, cell: int, scales: Sequence[flo
     total = OutputSum(grid)
     for scale in scales:
         size = (height, width) if scale == 1 else tuple(max(1, int(side * scale / cell + 0.5)) * cell for side in (height, width))
-        output = predict(_resized(image, size))
+        output = predict(resized(image, size))
         features = None if output.features is None else _to_grid(output.features, grid)
         total.add(output._replace(class_logits=_to_grid(output.class_logits, grid), features=features), 0, 0)
     return total.mean()
@@ -138,7 +138,7 @@ def _to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     return maps if tuple(maps.shape[2:]) == grid else F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Photos (B, 3, H, W) at `size`: bilinear, antialiased, in their own type; uint8 ones are rounded."""
     if tuple(image.shape[2:]) == tuple(size):
         return image

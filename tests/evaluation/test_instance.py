@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ofaseg.evaluation.evaluator import evaluate_batches, rank_indices
-from ofaseg.evaluation.instance import InstanceEvaluator
+from ofaseg.evaluation.instance import InstanceEvaluator, objects_of_segments
 from ofaseg.evaluation.mask_geometry import boxes_of_masks
 from ofaseg.structures import InstanceSegmentation, SegmentationOutput
 from ofaseg.utils.run_lengths import mask_of_text, text_of_mask
@@ -168,11 +168,30 @@ def test_two_ranks_score_as_one(tmp_path):
     assert first == second == json.dumps(run(range(5)))
 
 
+def test_segments_stand_for_objects():
+    """Without the column of objects the things of the segment map are scored."""
+    ids = torch.zeros(H, W, dtype=torch.int32)
+    ids[:10, :10], ids[20:50, 20:70], ids[55:] = 5, 70_000, 9
+    segments = [{"id": 5, "class_id": 1}, {"id": 70_000, "class_id": 2, "is_crowd": False}, {"id": 9, "class_id": 4}]
+    objects = objects_of_segments(ids.numpy(), segments, (1, 2, 3))
+    assert [(entry["class_id"], entry["area"], entry["box"]) for entry in objects] == [
+        (1, 100.0, [0.0, 0.0, 10.0, 10.0]),
+        (2, 1500.0, [20.0, 20.0, 70.0, 50.0]),
+    ]
+    np.testing.assert_array_equal(mask_of_text(objects[1]["mask"], H, W), (ids == 70_000).numpy())
+    found = instances_of([((ids == 5).numpy(), 1, 0.9), (rectangle(20, 20, 50, 60), 2, 0.8)])
+    batch = {"id": torch.tensor([0]), "native_sizes": [(H, W)], "native_segment_maps": [ids], "native_segments": [segments]}
+    evaluator = InstanceEvaluator(VOCABULARY)
+    evaluator.update([SegmentationOutput(ids.long(), instances=found)], batch)
+    scores = evaluator.compute()
+    assert scores["AP_per_class"][1] == pytest.approx(1) and scores["AP_per_class"][2] == pytest.approx(0.7)  # IoU 0.8: 7 of 10 thresholds
+
+
 def test_faults(monkeypatch):
     evaluator = InstanceEvaluator(VOCABULARY)
     output = SegmentationOutput(torch.zeros(H, W, dtype=torch.long))
     batch = {"id": torch.tensor([0]), "native_sizes": [(H, W)], "native_instances": [[]]}
-    with pytest.raises(ValueError, match="carry no instances"):
+    with pytest.raises(ValueError, match="carry no objects"):
         evaluator.update([output], {})
     with pytest.raises(ValueError, match="made no instances"):
         evaluator.update([output], batch)

@@ -89,3 +89,22 @@ def test_training_curves_from_log_lines(tmp_path):
     assert set(log.curves) == {"train_loss", "train_lr", "valid_loss", "valid_mIoU", "test_mIoU"}
     path.write_text("nothing here\n")
     assert not read_training_log(path)
+
+
+def test_tables_of_segments_and_objects(tmp_path):
+    """One table per kind of score; a row stands only where it has the kind."""
+    segments = {"PQ": 0.5, "SQ": 0.8, "RQ": 0.6, "thing_PQ": 0.25, "PQ_per_class": [0.25, None], "class_names": ["a", "b"], "images": 3}
+    objects = {"AP": 0.125, "AP50": 0.5, "images": 3}
+    table = report.markdown_table([("both", segments | objects), ("objects", objects)]).splitlines()
+    assert (
+        table[0] == "| | PQ | SQ | RQ | objects PQ | images |" and table[2] == "| both | 50.0 | 80.0 | 60.0 | 25.0 | 3 |" and not table[3]
+    )
+    assert table[4] == "| | AP | AP50 | images |" and len(table) == 8 and table[7] == "| objects | 12.5 | 50.0 | 3 |"
+    assert report.class_table(segments).splitlines() == ["| class | PQ |", "|---|---:|", "| a | 25.0 |", "| b | – |"]
+    merged = report.mean_over_runs([segments, segments | {"PQ": 0.7, "PQ_per_class": [0.75, None]}])
+    assert merged["PQ"] == 0.6 and merged["PQ_per_class"] == [0.5, None] and merged["spread"]["PQ"] > 0.1
+    report.write_json(tmp_path / "scores.json", segments)
+    assert report.read_scores(tmp_path / "scores.json")["PQ"] == 0.5
+    report.write_json(tmp_path / "scores.json", {"images": 3})
+    with pytest.raises(ValueError, match="holds no mIoU or PQ or AP"):
+        report.read_scores(tmp_path / "scores.json")

@@ -63,7 +63,7 @@ def photos():
 
 
 def scores(task, model, image):
-    return task.proposals(model, {"image": image}).class_logits[-1]
+    return task.proposals(model, {"image": image})["semantic"].class_logits[-1]
 
 
 def write(folder, content) -> str:

@@ -192,8 +192,8 @@ def test_class_maps(shards):
             maps = semantic_maps(classify_masks(masks, output.class_logits[-1][b], *regions))
             maps = torch.nn.functional.interpolate(maps[None], size, mode="bilinear")[0]
             assert found[b].label_map.shape == size and (found[b].label_map == maps.argmax(0)).float().mean() > 0.999
-    with pytest.raises(ValueError, match="leave them out"):
-        task.predict_batch(model, {"image": image}, [(50, 70)] * 2, PostProcess(flip_average=True))
+    with pytest.raises(ValueError, match="resnet_iters spreads"):
+        task.predict_batch(model, {"image": image}, [(50, 70)] * 2, PostProcess(resnet_iters=1))
 
 
 @torch.no_grad()
