@@ -229,10 +229,15 @@ def _change_hsv(image: np.ndarray, channel: int, change: Callable[[np.ndarray], 
 def random_scale_crop_flip(
     sample: dict, rng: np.random.Generator, size: int = 512, long: int = 2048, cat_max_ratio: float = 0.75, distort: bool = True
 ) -> dict:
-    """The official training pipeline for square crops of `size`: resize, crop, flip, colour (`distort`).
+    """The official training pipeline for square crops of `size`: resize, crop, flip, colour (`distort`)."""
+    sample = random_flip(random_scale_crop(sample, rng, size, long, cat_max_ratio), rng)
+    return photometric_distortion(sample, rng) if distort else sample
 
-    Equal to `random_scale`, `random_crop`, `random_flip` and `photometric_distortion` in turn, but the crop is chosen from the
-    label map first, so that the photo is resized no further than the crop reaches.
+
+def random_scale_crop(sample: dict, rng: np.random.Generator, size: int = 512, long: int = 2048, cat_max_ratio: float = 0.75) -> dict:
+    """`random_scale` to at least `size`, then `random_crop` of a square of `size`: the same pixels from the same numbers.
+
+    The crop is chosen from the label map first, so that the photo is resized no further than the crop reaches.
     """
     image, label_map = sample["image"], sample.get("label_map")
     height, width = _random_size(*image.shape[:2], rng, short=size, long=long, min_size=size)
@@ -242,8 +247,7 @@ def random_scale_crop_flip(
     sample = sample | {"image": _resize_corner(image, height, width, window[0].stop, window[1].stop)[window]}
     if label_map is not None:
         sample["label_map"] = label_map[window]
-    sample = random_flip(sample, rng)
-    return photometric_distortion(sample, rng) if distort else sample
+    return sample
 
 
 def to_tensors(sample: dict) -> dict:
