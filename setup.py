@@ -42,6 +42,7 @@ setup(
         "log": ["tensorboard", "wandb"],
         "ray": ["ray[data]>=2.50"],
         "crf": ["pydensecrf"],
+        "croissant": ["mlcroissant>=1.1"],  # the official checker; it needs jsonpath-rw, pure Python without a wheel
         "test": ["pytest", "pytest-xdist", "ruff"],
     },
     entry_points={

@@ -108,8 +108,7 @@ def stages(dataset, rounds: int) -> dict[str, float]:
         "PNG to class ids": lambda s, rng: s | {
             "label_map": codec.decode_label_map(s["label_map"], vocabulary, dtype=codec.narrow_dtype(vocabulary))
         },
-        "scale": lambda s, rng: transforms.random_scale(s, rng, size, 4 * size, min_size=size),
-        "varied crop": lambda s, rng: transforms.random_crop(s, rng, size),
+        "scale and varied crop": lambda s, rng: transforms.random_scale_crop(s, rng, size, 4 * size),
         "flip": lambda s, rng: transforms.random_flip(s, rng),
         "colour": lambda s, rng: transforms.photometric_distortion(s, rng),
         "to tensors": lambda s, rng: transforms.to_tensors(s),

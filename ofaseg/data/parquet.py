@@ -6,6 +6,7 @@
 
 import collections
 import json
+import mmap
 import os
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def schema(columns) -> pa.Schema:
 class ParquetShard:
     """Random access to the rows of one Parquet file. Picklable; the file is opened lazily in each process.
 
+    The checksums of a page are compared when it is first read, by this object or one in a process forked from its own.
+
     Args:
         path: the Parquet file.
         columns: the columns to offer; None for all known columns of the file.
@@ -90,7 +93,10 @@ class ParquetShard:
         self.group_starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         if not len(self):
             raise ShardError.at(path, "the file has no row; write it again or leave it out")
-        self._open_file = None
+        # shared with forked data workers, which end with each epoch
+        flags = np.frombuffer(mmap.mmap(-1, len(rows) * len(self.columns)), np.uint8)
+        self._intact = flags.reshape(len(rows), len(self.columns))
+        self._open_files: dict[bool, pq.ParquetFile] = {}
         self._groups: collections.OrderedDict = collections.OrderedDict()
         self._pid = -1
 
@@ -111,25 +117,33 @@ class ParquetShard:
         return int(self.group_starts[-1])
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open_file": None, "_groups": collections.OrderedDict(), "_pid": -1}
+        return self.__dict__ | {"_open_files": {}, "_groups": collections.OrderedDict(), "_pid": -1}
 
-    def _file(self) -> pq.ParquetFile:
-        if self._open_file is None or self._pid != os.getpid():
-            self._groups = collections.OrderedDict()
-            self._open_file = pq.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
-            self._pid = os.getpid()
-        return self._open_file
+    def _forget_other_process(self) -> None:
+        """A forked process starts with an empty cache and opens the file for itself."""
+        if self._pid != os.getpid():
+            self._open_files, self._groups, self._pid = {}, collections.OrderedDict(), os.getpid()
+
+    def _file(self, verify: bool) -> pq.ParquetFile:
+        if verify not in self._open_files:
+            known = next((file.metadata for file in self._open_files.values()), None)
+            self._open_files[verify] = pq.ParquetFile(
+                self.path, metadata=known, memory_map=True, pre_buffer=False, page_checksum_verification=verify
+            )
+        return self._open_files[verify]
 
     def close(self) -> None:
         """Closes the file; the next read opens it again."""
-        if self._open_file is not None and self._pid == os.getpid():
-            self._open_file.close()
-        self._open_file = None
+        if self._pid == os.getpid():
+            for file in self._open_files.values():
+                file.close()
+        self._open_files = {}
         self._groups = collections.OrderedDict()
 
     def _read_group(self, group: int, names: list[str], row: int) -> None:
         """Puts columns of a row group into the cache."""
-        file = self._file()
+        places = [self.columns.index(name) for name in names]
+        file = self._file(verify=not self._intact[group, places].all())
         try:
             table = file.read_row_group(group, columns=names, use_threads=False)
         except _READ_ERRORS as error:
@@ -139,6 +153,7 @@ class ParquetShard:
                 return
             problem = f"row group {group} is damaged ({_first_line(error)}); copy or write the file again"
             raise ShardError.at(self.path, problem, row, names[0]) from error
+        self._intact[group, places] = 1
         for name in names:
             self._groups[group, name] = table.column(name)
         while len(self._groups) > _CACHED_GROUPS * len(self.columns):
@@ -148,7 +163,7 @@ class ParquetShard:
         """The given columns of row `row`. Raises ShardError for damaged pages and unusable values."""
         group = int(np.searchsorted(self.group_starts, row, side="right")) - 1
         inside = row - int(self.group_starts[group])
-        self._file()  # a forked process starts with an empty cache
+        self._forget_other_process()
         for name in columns:
             if (group, name) in self._groups:
                 self._groups.move_to_end((group, name))

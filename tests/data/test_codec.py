@@ -147,6 +147,17 @@ class TestDecodeImage:
 
 
 class TestLabelMap:
+    @pytest.mark.parametrize("classes", [3, 254, 255])
+    @pytest.mark.parametrize("dtype", [np.int16, np.int32])
+    def test_zero_for_no_label_is_one_less(self, classes, dtype):
+        """Without other values than 0 and classes no table is looked up; with them, one is. The ids are the same."""
+        vocabulary = ClassVocabulary(names=tuple(f"class {k}" for k in range(classes)), label_offset=1, ignore_label=0)
+        table = codec._label_table(classes, 1, 0, 8, np.dtype(dtype))
+        for values in (np.arange(classes + 1), np.append(np.arange(classes + 1), 255)):
+            ids = codec.label_ids(values.astype(np.uint8).reshape(1, -1), vocabulary, dtype=dtype)
+            assert ids.dtype == dtype and ids[0, 0] == IGNORE_INDEX
+            np.testing.assert_array_equal(ids[0], table[values])
+
     @pytest.mark.parametrize("vocabulary", [THREE, OFFICIAL, THOUSAND], ids=["3", "official", "1000"])
     def test_round_trip(self, vocabulary):
         labels = np.random.default_rng(0).integers(-1, len(vocabulary), (11, 23)).astype(np.int32)

@@ -104,7 +104,7 @@ def test_classes_are_inline(written):
 
 
 def test_the_official_checker_accepts_it(written):
-    mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed: a package that it needs has no wheel")
+    mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed (extra croissant)")
     root, _ = written
     dataset = mlcroissant.Dataset(jsonld=str(root / "croissant.json"))
     assert not dataset.metadata.ctx.issues.errors

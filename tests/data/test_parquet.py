@@ -1,5 +1,8 @@
 """Parquet shards: Hugging Face `datasets` shows them, small row groups, damaged files."""
 
+import multiprocessing
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,6 +121,33 @@ class TestFaults:
         with pytest.raises(ShardError, match="row 2, column label_map: row group 0 is damaged"):
             reader.read(2, ("image", "label_map", "id"))
         assert reader.read(2, ("image", "id")) == {name: make_row(2)[name] for name in ("image", "id")}
+
+    def test_checksums_are_compared_once(self, folder, monkeypatch):
+        """Also when a data worker did it, that is, a forked process that has ended; a reader of its own starts anew."""
+        compared = []
+
+        class Recorded(pq.ParquetFile):
+            def read_row_group(self, *args, **kwargs):
+                compared.append(self.verify)
+                return super().read_row_group(*args, **kwargs)
+
+            def __init__(self, *args, page_checksum_verification, **kwargs):
+                self.verify = page_checksum_verification
+                super().__init__(*args, page_checksum_verification=page_checksum_verification, **kwargs)
+
+        monkeypatch.setattr(parquet.pq, "ParquetFile", Recorded)
+        reader = ShardReader(str(folder / "train-00000-of-00002.parquet"))
+        worker = multiprocessing.get_context("fork").Process(target=reader.read, args=(0, ("image",)))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0 and compared == []
+        assert reader.read(0, ("image",)) == {"image": make_row(0)["image"]} and compared == [False]
+        assert reader.read(0, ("image", "label_map"))["label_map"] == make_row(0)["label_map"] and compared == [False, True]
+        reader.close()
+        assert reader.read(0, ("image", "label_map"))["image"] == make_row(0)["image"] and compared == [False, True, False]
+        assert pickle.loads(pickle.dumps(reader)).read(0, ("image",)) == {"image": make_row(0)["image"]} and compared[3:] == [False]
+        ShardReader(reader.paths).read(0, ("image",))
+        assert compared[4:] == [True]
 
     def table(self, tmp_path, **columns):
         pq.write_table(pa.table(columns), tmp_path / "other.parquet")

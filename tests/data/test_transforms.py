@@ -171,6 +171,17 @@ class TestResize:
         out = transforms.resize({"image": image}, 2, 2)["image"]
         assert out.max() == 0
 
+    def test_corner_of_a_resized_image(self):
+        """Any corner of any size, the smallest changes of size included, for which OpenCV has a case of its own."""
+        rng, whole = np.random.default_rng(0), sample(200, 260)["image"]
+        for trial in range(400):
+            image = whole[: rng.integers(1, 201), : rng.integers(1, 261)]
+            factor = (rng.uniform(0.1, 1.0), rng.uniform(1.0, 2.5), rng.uniform(0.97, 1.03), 0.5, 2.0)[trial % 5]
+            height, width = (max(1, round(factor * side)) for side in image.shape[:2])
+            bottom, right = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+            expected = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)[:bottom, :right]
+            np.testing.assert_array_equal(transforms._resize_corner(image, height, width, bottom, right), expected)
+
     @pytest.mark.parametrize("seed", range(20))
     def test_random_scale_keeps_the_minimum(self, seed):
         out = transforms.random_scale(sample(60, 97), np.random.default_rng(seed), short=32, long=128, min_size=32)
@@ -287,6 +298,20 @@ class TestPipeline:
         np.testing.assert_array_equal(data["image"], before[0])
         np.testing.assert_array_equal(data["label_map"], before[1])
         assert first["image"].shape == (48, 48, 3) and first["label_map"].shape == (48, 48) and first["id"] == "x"
+
+    @pytest.mark.parametrize("seed", range(40))
+    @pytest.mark.parametrize("size", [(60, 97), (97, 60), (48, 48), (31, 100), (96, 131)])
+    def test_is_its_steps_in_turn(self, seed, size):
+        """The photo is resized only as far as the crop reaches; the pixels and the random numbers that follow are the same."""
+        data = sample(*size, seed=seed, classes=2)
+        data["label_map"][:, : 70 * (seed % 2)] = 1  # some places are refused
+        rngs = [np.random.default_rng(seed) for _ in range(2)]
+        out = transforms.random_scale_crop_flip(data, rngs[0], size=48, long=192, distort=seed % 4 == 0)
+        steps = transforms.random_scale(data, rngs[1], short=48, long=192, min_size=48)
+        steps = transforms.random_flip(transforms.random_crop(steps, rngs[1], 48), rngs[1])
+        steps = transforms.photometric_distortion(steps, rngs[1]) if seed % 4 == 0 else steps
+        assert_equal(out, {"img": steps["image"], "gt_seg_map": steps["label_map"]})
+        assert rngs[0].random() == rngs[1].random()
 
     def test_image_alone(self):
         out = transforms.random_scale_crop_flip({"image": sample()["image"]}, np.random.default_rng(0), size=32)
