@@ -150,15 +150,17 @@ def _backward_by_samples(query, key, value, key_padding, output, log_sum, gradie
     """Gradients of q, k, v and the bias, for short sequences: all heads of some samples at a time."""
     batch, heads = query.shape[:2]
     samples = min(batch, max(1, CHUNK_SCORES // bias.numel()))
-    grads = [_empty_like_tokens(x) for x in (query, key, value)]
+    query, key, value, gradient = (x.float().contiguous() for x in (query, key, value, gradient))
+    grads = [torch.empty_like(x) for x in (query, key, value)]
     grad_bias = torch.zeros_like(bias)
-    delta = (gradient * output).sum(-1, keepdim=True).float()
+    delta = (gradient * output).sum(-1, keepdim=True)
     log_sum = log_sum.unsqueeze(-1)
     scratch = bias.new_empty(2, samples, *bias.shape)
     later = _later(bias.shape[1], bias.device) if causal else None
     for first in range(0, batch, samples):
         part = slice(first, min(first + samples, batch))
-        q, k, v, g = (x[part].float().flatten(0, 1) for x in (query, key, value, gradient))
+        # batched products see (samples * H, length, width)
+        q, k, v, g, grad_q, grad_k, grad_v = (x[part].flatten(0, 1) for x in (query, key, value, gradient, *grads))
         probs, scores = scratch[:, : part.stop - first]
         flat_probs, flat_scores = probs.flatten(0, 1), scores.flatten(0, 1)
         torch.bmm(q, k.transpose(1, 2), out=flat_probs)
@@ -168,11 +170,11 @@ def _backward_by_samples(query, key, value, key_padding, output, log_sum, gradie
             probs.masked_fill_(key_padding[part, None, None, :], 0.0)
         if causal:
             probs.masked_fill_(later, 0.0)
+        torch.bmm(flat_probs.transpose(1, 2), g, out=grad_v)
         torch.bmm(g, v.transpose(1, 2), out=flat_scores)
         scores.sub_(delta[part]).mul_(probs)
         for sample in scores:
             grad_bias += sample
-        flat_grads = (torch.bmm(flat_scores, k), torch.bmm(flat_scores.transpose(1, 2), q), torch.bmm(flat_probs.transpose(1, 2), g))
-        for grad, values in zip(grads, flat_grads):
-            grad[part] = values.unflatten(0, (-1, heads))
+        torch.bmm(flat_scores, k, out=grad_q)
+        torch.bmm(flat_scores.transpose(1, 2), q, out=grad_k)
     return grads[0].mul_(scale), grads[1].mul_(scale), grads[2], grad_bias
