@@ -108,7 +108,7 @@ def _backward_by_rows(query, key, value, key_padding, output, log_sum, gradient,
 
     With `reuse_bias` the gradient of the bias takes its place in memory.
     """
-    (batch, heads, length, _), total = query.shape, key.shape[2]
+    (_, heads, length, _), total = query.shape, key.shape[2]
     grads = [_empty_like_tokens(x) for x in (query, key, value)]
     grad_bias = bias if reuse_bias else torch.empty_like(bias)
     delta = (gradient * output).sum(-1, keepdim=True).float()
@@ -119,30 +119,32 @@ def _backward_by_rows(query, key, value, key_padding, output, log_sum, gradient,
         q, k, v, g = (x[:, head].float().contiguous() for x in (query, key, value, gradient))
         q = q * scale
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for first in range(0, length, ROWS):
+        row_parts = zip(*(x.split(ROWS, dim=1) for x in (q, g, log_sum[:, head], delta[:, head], grad_q)))
+        for first, part in zip(range(0, length, ROWS), row_parts):
             rows = slice(first, min(first + ROWS, length))
             count, keys = rows.stop - first, (rows.stop if causal else total)
-            part = bias[head, rows, :keys]
+            shared = bias[head, rows, :keys]
             probs, scores, sum_scores = scratch[:, : count * keys].unflatten(1, (count, keys))
-            for b in range(batch):
-                torch.addmm(part, q[b, rows], k[b, :keys].T, out=probs)
-                probs.sub_(log_sum[b, head, rows]).exp_()
+            samples = zip(*(x.unbind(0) for x in (*part, *(x[:, :keys] for x in (k, v, grad_k, grad_v)))))
+            for b, (q_b, g_b, log_sum_b, delta_b, grad_q_b, k_b, v_b, grad_k_b, grad_v_b) in enumerate(samples):
+                torch.addmm(shared, q_b, k_b.T, out=probs)
+                probs.sub_(log_sum_b).exp_()
                 if key_padding is not None:
                     probs.masked_fill_(key_padding[b, :keys], 0.0)
                 if causal:
                     probs[:, first:].masked_fill_(later[:count, :count], 0.0)
-                grad_v[b, :keys].addmm_(probs.T, g[b, rows])
+                grad_v_b.addmm_(probs.T, g_b)
                 target = scores if b else sum_scores
-                torch.mm(g[b, rows], v[b, :keys].T, out=target)
-                target.sub_(delta[b, head, rows]).mul_(probs)
-                torch.mm(target, k[b, :keys], out=grad_q[b, rows])
-                grad_k[b, :keys].addmm_(target.T, q[b, rows])
+                torch.mm(g_b, v_b.T, out=target)
+                target.sub_(delta_b).mul_(probs)
+                torch.mm(target, k_b, out=grad_q_b)
+                grad_k_b.addmm_(target.T, q_b)
                 if b:
                     sum_scores.add_(scores)
             grad_bias[head, rows, :keys] = sum_scores
             grad_bias[head, rows, keys:] = 0.0
-        for grad, part in zip(grads, (grad_q.mul_(scale), grad_k, grad_v)):
-            grad[:, head] = part
+        for grad, values in zip(grads, (grad_q.mul_(scale), grad_k, grad_v)):
+            grad[:, head] = values
     return (*grads, grad_bias)
 
 
