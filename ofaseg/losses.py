@@ -69,15 +69,16 @@ def _loss_and_gradient(class_logits: Tensor, target: Tensor, smoothing: float, n
     down, across = resize_matrix(height, h, device), resize_matrix(width, w, device)
     labelled = target != IGNORE_INDEX
     weight = 1.0 / labelled.sum().clamp(min=1).float()
-    rows = max(1, CHUNK_ELEMENTS.get(device.type, 2**22) // (classes * width))
+    rows = min(height, max(1, CHUNK_ELEMENTS.get(device.type, 2**22) // (classes * width)))
     chunks = _row_chunks(height, h, rows)
+    buffer = class_logits.new_empty(rows, classes * width)  # one for all chunks, so that it stays in the cache
     losses, gradients = [], []
     for sample in range(len(target)):
         wide = (class_logits[sample].transpose(0, 1) @ across.T).flatten(1)  # (h, K*W)
         wide_gradient = torch.zeros_like(wide) if need_gradient else None
         for first, end, low, high in chunks:
             part = down[first:end, low:high]
-            scores = (part @ wide[low:high]).unflatten(1, (classes, width))  # (R, K, W)
+            scores = torch.mm(part, wide[low:high], out=buffer[: end - first]).unflatten(1, (classes, width))  # (R, K, W)
             loss, gradient = _pixel_loss(scores, target[sample, first:end], labelled[sample, first:end], smoothing, need_gradient)
             losses.append(loss)
             if need_gradient:
@@ -88,21 +89,23 @@ def _loss_and_gradient(class_logits: Tensor, target: Tensor, smoothing: float, n
 
 
 def _pixel_loss(scores: Tensor, target: Tensor, labelled: Tensor, smoothing: float, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Summed loss of scores (R, K, W) against target (R, W), and its gradient in place of the scores."""
+    """Summed loss of scores (R, K, W) against target (R, W), and its gradient; both are computed in place of the scores."""
     classes = scores.shape[1]
     index = target.clamp(min=0).long().unsqueeze(1)
-    log_probs = F.log_softmax(scores, dim=1)
-    loss = -(1 - smoothing) * log_probs.gather(1, index).squeeze(1)
+    scores -= scores.amax(1, keepdim=True)
+    score = (1 - smoothing) * scores.gather(1, index).squeeze(1)
     if smoothing:
-        loss = loss - smoothing / classes * log_probs.sum(1)
-    loss = loss.masked_fill(~labelled, 0.0).sum()
+        score += smoothing * scores.mean(1)
+    total = scores.exp_().sum(1, keepdim=True)
+    loss = (total.squeeze(1).log() - score).masked_fill(~labelled, 0.0).sum()
     if not need_gradient:
         return loss, None
-    gradient = log_probs.exp_()
-    gradient.scatter_add_(1, index, torch.full_like(index, smoothing - 1, dtype=gradient.dtype))
+    labelled = labelled.unsqueeze(1).to(scores.dtype)
+    scores *= labelled / total
+    scores.scatter_add_(1, index, (smoothing - 1) * labelled)
     if smoothing:
-        gradient -= smoothing / classes
-    return loss, gradient.mul_(labelled.unsqueeze(1))
+        scores -= smoothing / classes * labelled
+    return loss, scores
 
 
 def contrastive_loss(

@@ -20,7 +20,7 @@ ROWS = 192
 BATCHED_SCORES = 2**16
 """Heads with fewer scores than this are recomputed many at a time."""
 
-CHUNK_SCORES = 2**19
+CHUNK_SCORES = 2**18
 """Scores recomputed at a time, for such small heads."""
 
 
@@ -77,56 +77,21 @@ class _SharedBiasAttention(torch.autograd.Function):
     def backward(ctx, gradient):
         query, key, value, key_padding, output, log_sum, absolute, *factors = ctx.saved_tensors
         bias = add_terms(ctx.terms, absolute, factors) if ctx.terms else absolute
-        run = _backward_by_rows if bias.shape[1] * bias.shape[2] >= BATCHED_SCORES else _backward_by_samples
-        grads = run(query, key, value, key_padding, output, log_sum, gradient, bias, ctx.causal, ctx.scale)
+        inputs = (query, key, value, key_padding, output, log_sum, gradient, bias, ctx.causal, ctx.scale)
+        if bias.shape[1] * bias.shape[2] >= BATCHED_SCORES:
+            grads = _backward_by_rows(*inputs, reuse_bias=bias is not absolute)
+        else:
+            grads = _backward_by_samples(*inputs)
         grad_factors = [
             term.reduce(grads[3]) if needed else None for term, needed in zip(ctx.terms, ctx.needs_input_grad[8:])
         ]  # fmt: skip
         return (*grads[:3], None, None, None, None, grads[3], *grad_factors)
 
 
-def _empty_like_tokens(x: Tensor, zero: bool = False) -> Tensor:
+def _empty_like_tokens(x: Tensor) -> Tensor:
     """(B, H, T, d) like `x`, with the memory order (B, T, H, d) that projections read."""
     batch, heads, length, width = x.shape
-    make = torch.zeros if zero else torch.empty
-    return make(batch, length, heads, width, dtype=x.dtype, device=x.device).transpose(1, 2)
-
-
-def _backward_by_rows(query, key, value, key_padding, output, log_sum, gradient, bias, causal, scale):
-    """Gradients of q, k, v and the bias, for long sequences: one sample, one head and some query rows at a time."""
-    dtype, (_, heads, length, _), total = query.dtype, query.shape, key.shape[2]
-    query, key, value, gradient = query.float(), key.float(), value.float(), gradient.float()
-    grads = [_empty_like_tokens(query), _empty_like_tokens(key, zero=True), _empty_like_tokens(value, zero=True)]
-    grad_bias = torch.zeros_like(bias) if causal else torch.empty_like(bias)
-    delta = (gradient * output).sum(-1, keepdim=True)
-    log_sum = log_sum.unsqueeze(-1)
-    scratch = query.new_empty(2, ROWS * total)
-    later = _later(ROWS, bias.device) if causal else None
-    for head in range(heads):
-        # tensors of one head, one per sample
-        samples = list(zip(*(x[:, head].unbind(0) for x in (query, key, value, gradient, log_sum, delta, *grads))))
-        for first in range(0, length, ROWS):
-            end = min(first + ROWS, length)
-            keys, rows = (end if causal else total), end - first
-            part, grad_part = bias[head, first:end, :keys], grad_bias[head, first:end, :keys]
-            probs, scores = scratch[:, : rows * keys].unflatten(1, (rows, keys))
-            for b, (q, k, v, g, log_sums, deltas, grad_q, grad_k, grad_v) in enumerate(samples):
-                q, k, v, g = q[first:end], k[:keys], v[:keys], g[first:end]
-                torch.mm(q, k.T, out=probs)
-                torch.add(part, probs, alpha=scale, out=probs)
-                if key_padding is not None:
-                    probs.masked_fill_(key_padding[b, :keys], float("-inf"))
-                if causal:
-                    probs[:, first:].masked_fill_(later[:rows, :rows], float("-inf"))
-                probs.sub_(log_sums[first:end]).exp_()
-                grad_v[:keys].addmm_(probs.T, g)
-                torch.mm(g, v.T, out=scores)
-                scores.sub_(deltas[first:end]).mul_(probs)
-                grad_part.copy_(scores) if b == 0 else grad_part.add_(scores)
-                torch.mm(scores, k, out=grad_q[first:end])
-                grad_k[:keys].addmm_(scores.T, q)
-    grad_query, grad_key, grad_value = grads
-    return grad_query.mul_(scale).to(dtype), grad_key.mul_(scale).to(dtype), grad_value.to(dtype), grad_bias
+    return torch.empty(batch, length, heads, width, dtype=x.dtype, device=x.device).transpose(1, 2)
 
 
 def _later(rows: int, device: torch.device) -> Tensor:
@@ -134,25 +99,84 @@ def _later(rows: int, device: torch.device) -> Tensor:
     return torch.ones(rows, rows, dtype=torch.bool, device=device).triu(1)
 
 
+# Both functions below hide keys after the exponential, by zeros: exp takes twenty times longer for -inf than for a number.
+# All large intermediate results go to buffers that are used again, so that they stay in the cache and cost no fresh pages.
+
+
+def _backward_by_rows(query, key, value, key_padding, output, log_sum, gradient, bias, causal, scale, reuse_bias=False):
+    """Gradients of q, k, v and the bias, for long sequences: one sample, one head and some query rows at a time.
+
+    With `reuse_bias` the gradient of the bias takes its place in memory.
+    """
+    (_, heads, length, _), total = query.shape, key.shape[2]
+    grads = [_empty_like_tokens(x) for x in (query, key, value)]
+    grad_bias = bias if reuse_bias else torch.empty_like(bias)
+    delta = (gradient * output).sum(-1, keepdim=True).float()
+    log_sum = log_sum.unsqueeze(-1)
+    scratch = torch.empty(3, ROWS * total, dtype=torch.float32, device=bias.device)
+    later = _later(ROWS, bias.device) if causal else None
+    for head in range(heads):
+        q, k, v, g = (x[:, head].float().contiguous() for x in (query, key, value, gradient))
+        q = q * scale
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        row_parts = zip(*(x.split(ROWS, dim=1) for x in (q, g, log_sum[:, head], delta[:, head], grad_q)))
+        for first, part in zip(range(0, length, ROWS), row_parts):
+            rows = slice(first, min(first + ROWS, length))
+            count, keys = rows.stop - first, (rows.stop if causal else total)
+            shared = bias[head, rows, :keys]
+            probs, scores, sum_scores = scratch[:, : count * keys].unflatten(1, (count, keys))
+            samples = zip(*(x.unbind(0) for x in (*part, *(x[:, :keys] for x in (k, v, grad_k, grad_v)))))
+            for b, (q_b, g_b, log_sum_b, delta_b, grad_q_b, k_b, v_b, grad_k_b, grad_v_b) in enumerate(samples):
+                torch.addmm(shared, q_b, k_b.T, out=probs)
+                probs.sub_(log_sum_b).exp_()
+                if key_padding is not None:
+                    probs.masked_fill_(key_padding[b, :keys], 0.0)
+                if causal:
+                    probs[:, first:].masked_fill_(later[:count, :count], 0.0)
+                grad_v_b.addmm_(probs.T, g_b)
+                target = scores if b else sum_scores
+                torch.mm(g_b, v_b.T, out=target)
+                target.sub_(delta_b).mul_(probs)
+                torch.mm(target, k_b, out=grad_q_b)
+                grad_k_b.addmm_(target.T, q_b)
+                if b:
+                    sum_scores.add_(scores)
+            grad_bias[head, rows, :keys] = sum_scores
+            grad_bias[head, rows, keys:] = 0.0
+        for grad, values in zip(grads, (grad_q.mul_(scale), grad_k, grad_v)):
+            grad[:, head] = values
+    return (*grads, grad_bias)
+
+
 def _backward_by_samples(query, key, value, key_padding, output, log_sum, gradient, bias, causal, scale):
     """Gradients of q, k, v and the bias, for short sequences: all heads of some samples at a time."""
     batch, heads = query.shape[:2]
-    samples = max(1, CHUNK_SCORES // bias.numel())
-    grads = [_empty_like_tokens(x) for x in (query, key, value)]
+    samples = min(batch, max(1, CHUNK_SCORES // bias.numel()))
+    query, key, value, gradient = (x.float().contiguous() for x in (query, key, value, gradient))
+    grads = [torch.empty_like(x) for x in (query, key, value)]
     grad_bias = torch.zeros_like(bias)
-    delta = (gradient * output).sum(-1, keepdim=True).float()
-    if causal:
-        bias = bias.masked_fill(_later(bias.shape[1], bias.device), float("-inf"))
+    delta = (gradient * output).sum(-1, keepdim=True)
+    log_sum = log_sum.unsqueeze(-1)
+    scratch = bias.new_empty(2, samples, *bias.shape)
+    later = _later(bias.shape[1], bias.device) if causal else None
     for first in range(0, batch, samples):
-        part = slice(first, first + samples)
-        q, k, v, g = (x[part].flatten(0, 1) for x in (query, key, value, gradient))
-        probs = torch.bmm(q.float(), k.float().transpose(1, 2)).unflatten(0, (-1, heads)).mul_(scale).add_(bias)
+        part = slice(first, min(first + samples, batch))
+        # batched products see (samples * H, length, width)
+        q, k, v, g, grad_q, grad_k, grad_v = (x[part].flatten(0, 1) for x in (query, key, value, gradient, *grads))
+        probs, scores = scratch[:, : part.stop - first]
+        flat_probs, flat_scores = probs.flatten(0, 1), scores.flatten(0, 1)
+        torch.bmm(q, k.transpose(1, 2), out=flat_probs)
+        torch.add(bias, probs, alpha=scale, out=probs)
+        probs.sub_(log_sum[part]).exp_()
         if key_padding is not None:
-            probs.masked_fill_(key_padding[part, None, None, :], float("-inf"))
-        probs.sub_(log_sum[part].unsqueeze(-1)).exp_()
-        scores = torch.bmm(g, v.transpose(1, 2)).float().unflatten(0, (-1, heads)).sub_(delta[part]).mul_(probs)
-        grad_bias += scores.sum(0)
-        scores, probs = scores.mul_(scale).to(q.dtype).flatten(0, 1), probs.to(g.dtype).flatten(0, 1)
-        for target, value_ in zip(grads, (torch.bmm(scores, k), torch.bmm(scores.transpose(1, 2), q), torch.bmm(probs.transpose(1, 2), g))):
-            target[part] = value_.unflatten(0, (-1, heads))
-    return (*grads, grad_bias)
+            probs.masked_fill_(key_padding[part, None, None, :], 0.0)
+        if causal:
+            probs.masked_fill_(later, 0.0)
+        torch.bmm(flat_probs.transpose(1, 2), g, out=grad_v)
+        torch.bmm(g, v.transpose(1, 2), out=flat_scores)
+        scores.sub_(delta[part]).mul_(probs)
+        for sample in scores:
+            grad_bias += sample
+        torch.bmm(flat_scores, k, out=grad_q)
+        torch.bmm(flat_scores.transpose(1, 2), q, out=grad_k)
+    return grads[0].mul_(scale), grads[1].mul_(scale), grads[2], grad_bias
