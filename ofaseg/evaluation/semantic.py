@@ -42,11 +42,14 @@ def bin_counts(prediction: Tensor, label_map: Tensor, num_classes: int) -> Tenso
 
 
 def _all_are_classes(prediction: Tensor, label_map: Tensor, num_classes: int) -> bool:
-    """Whether predictions are ids 0..K-1 and labels those or IGNORE_INDEX, one below them: then one pass counts all pairs."""
+    """Whether predictions are ids 0..K-1 and labels those or IGNORE_INDEX, which is one below them: then one pass counts all pairs.
+
+    It waits for the device.
+    """
     if not prediction.numel():
         return False
     (least, most), (least_label, most_label) = prediction.aminmax(), label_map.aminmax()
-    return 0 <= int(least) and int(most) < num_classes and -1 <= int(least_label) and int(most_label) < num_classes
+    return 0 <= int(least) and int(most) < num_classes and IGNORE_INDEX <= int(least_label) and int(most_label) < num_classes
 
 
 def matrix_from_bins(counts: Tensor, num_classes: int) -> Tensor:
