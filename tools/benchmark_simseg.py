@@ -1,6 +1,7 @@
 """SimSeg: ours against the plain official procedure in one process; run as `python -m tools.benchmark_simseg '{"repeats": 3}'`.
 
-The answer is one JSON line. Evaluation goes from a decoded photo to confusion counts: resize, forward, choice of classes, dense CRF,
+The answer is one JSON line. One part alone, such as the training step of ViT-B: `'{"parts": ["training"], "archs": ["simseg_vit_b"]}'`.
+Evaluation goes from a decoded photo to confusion counts: resize, forward, choice of classes, dense CRF,
 closing, label map, counts. The plain procedure takes one photo at a time, projects patches twice, refines with pydensecrf (the
 rows are missing when it is not installed), keeps a float64 score volume of all classes, and makes three histograms. Both see the
 same weights, random ones of the published sizes, and the same class vectors.
@@ -287,14 +288,20 @@ def retrieval_rows() -> list[dict]:
     ]
 
 
+PARTS = ("evaluation", "training", "texts", "fusion", "retrieval")
+
+
 def answer(request: dict) -> list[dict]:
-    """All rows; `archs`, `classes`, `photos` and `repeats` may be given."""
-    rows, repeats = [], request.get("repeats", 3)
+    """All rows; `archs`, `classes`, `photos` and `repeats` may be given, and `parts`, some of `PARTS`."""
+    rows, repeats, parts = [], request.get("repeats", 3), request.get("parts", PARTS)
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     for arch in request.get("archs", ["simseg_vit_s", "simseg_vit_b"]):
-        for classes in request.get("classes", [21, 81]):
+        for classes in request.get("classes", [21, 81]) if "evaluation" in parts else ():
             rows += evaluation_rows(arch, classes, request.get("photos", 8), repeats)
-        rows += training_rows(arch, repeats)
-    return rows + text_rows(repeats) + fusion_rows(repeats) + retrieval_rows()
+        rows += training_rows(arch, repeats) if "training" in parts else []
+    others = {"texts": text_rows, "fusion": fusion_rows, "retrieval": lambda _: retrieval_rows()}
+    return rows + [row for part, made in others.items() if part in parts for row in made(repeats)]
 
 
 def table(rows: list[dict]) -> list[str]:

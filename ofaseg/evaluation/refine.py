@@ -61,15 +61,21 @@ def close_holes(masks: Tensor, kernel: int = 7) -> Tensor:
         raise ValueError(f"kernel {kernel}: need a positive odd number")
     if not masks.numel():
         return masks.clone()
-    values = masks.flatten(0, -3)[:, None] if masks.dim() > 2 else masks[None, None]
-    values = -_box_maximum(-_box_maximum(values.float(), kernel), kernel)
-    return (values > 0.5).view(masks.shape)
+    ones = masks.to(torch.uint8)
+    return _box_maximum(_box_maximum(ones, kernel) ^ 1, kernel) == 0
 
 
-def _box_maximum(values: Tensor, kernel: int) -> Tensor:
-    """(M, 1, H, W) largest value in the square around every pixel: rows first, then columns."""
-    half = kernel // 2
-    return F.max_pool2d(F.max_pool2d(values, (1, kernel), 1, (0, half)), (kernel, 1), 1, (half, 0))
+def _box_maximum(ones: Tensor, kernel: int) -> Tensor:
+    """(..., H, W) zeros and ones -> the largest in the square around every pixel, on bytes: several times faster than pooling floats."""
+    padded = F.pad(ones, (kernel // 2,) * 4)
+    for dim in (-1, -2):
+        reach = 1  # pixels that a value stands for; they double until the kernel is full
+        while reach < kernel:
+            step = min(reach, kernel - reach)
+            left = padded.shape[dim] - step
+            padded = padded.narrow(dim, 0, left) | padded.narrow(dim, step, left)
+            reach += step
+    return padded
 
 
 def nearest_resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -78,7 +84,7 @@ def nearest_resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
     Torch's "nearest" and "nearest-exact" round differently for some sizes.
     """
     rows, columns = (_nearest_source(now, wanted, masks.device) for now, wanted in zip(masks.shape[-2:], size))
-    return masks.index_select(-2, rows).index_select(-1, columns)
+    return masks.index_select(-1, columns).index_select(-2, rows)  # whole rows are copied last: that is quick
 
 
 def _nearest_source(now: int, wanted: int, device) -> Tensor:

@@ -30,14 +30,26 @@ def bin_counts(prediction: Tensor, label_map: Tensor, num_classes: int) -> Tenso
         shapes = f"prediction {tuple(prediction.shape)} and label map {tuple(label_map.shape)}"
         raise ValueError(f"{shapes} differ in shape; compare them at the same size")
     prediction, label_map = prediction.reshape(-1).long(), label_map.reshape(-1).long()
+    if prediction.device.type == "cpu" and _all_are_classes(prediction, label_map, num_classes):
+        counts = torch.bincount(label_map.mul(num_classes).add_(prediction).add_(num_classes), minlength=num_classes * (num_classes + 1))
+        return torch.cat([counts[num_classes:], counts[:num_classes].sum()[None], counts.new_zeros(1)])
     ignored, invalid = num_classes * num_classes, num_classes * num_classes + 1
     bad = (label_map < 0) | (label_map >= num_classes) | (prediction < 0) | (prediction >= num_classes)
     bins = torch.where(bad, invalid, label_map * num_classes + prediction)
     bins = torch.where(label_map == IGNORE_INDEX, ignored, bins)
-    if bins.device.type == "cpu":
-        return torch.bincount(bins, minlength=invalid + 1)
     counts = torch.zeros(invalid + 1, dtype=torch.long, device=bins.device)  # bincount would wait for the largest value
     return counts.scatter_add_(0, bins, torch.ones_like(bins))
+
+
+def _all_are_classes(prediction: Tensor, label_map: Tensor, num_classes: int) -> bool:
+    """Whether predictions are ids 0..K-1 and labels those or IGNORE_INDEX, which is one below them: then one pass counts all pairs.
+
+    It waits for the device.
+    """
+    if not prediction.numel():
+        return False
+    (least, most), (least_label, most_label) = prediction.aminmax(), label_map.aminmax()
+    return 0 <= int(least) and int(most) < num_classes and IGNORE_INDEX <= int(least_label) and int(most_label) < num_classes
 
 
 def matrix_from_bins(counts: Tensor, num_classes: int) -> Tensor:

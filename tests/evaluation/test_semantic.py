@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofaseg.evaluation.semantic import best_constant_prediction, confusion_matrix, harmonic_mean, semantic_scores
+from ofaseg.evaluation.semantic import best_constant_prediction, bin_counts, confusion_matrix, harmonic_mean, semantic_scores
 from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
 
 
@@ -90,6 +90,16 @@ def test_perfect_prediction_and_shuffled_labels():
 def test_rows_are_labels_and_columns_predictions():
     matrix = confusion_matrix(torch.tensor([1, 1, 2]), torch.tensor([0, 0, 2]), 3)
     assert matrix[0, 1] == 2 and matrix[1, 0] == 0 and matrix.dtype == torch.int64
+
+
+def test_one_wrong_pixel_changes_no_other_count():
+    prediction, label = random_maps()
+    counts = bin_counts(prediction, label, 5)
+    assert counts.sum() == label.numel() and counts[-2] == (label == IGNORE_INDEX).sum() > 0 and counts[-1] == 0
+    longer = [torch.cat([part.flatten(), torch.tensor([value])]) for part, value in ((prediction, 2), (label, 77))]
+    wrong = bin_counts(*longer, 5)  # counted the slow way
+    assert torch.equal(wrong[:-1], counts[:-1]) and wrong[-1] == 1
+    assert bin_counts(prediction[:0], label[:0], 5).tolist() == [0] * 27
 
 
 @pytest.mark.parametrize("prediction, label", [(5, 0), (0, 5), (-1, 0), (0, -2), (0, 255)])

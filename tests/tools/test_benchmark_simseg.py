@@ -54,3 +54,10 @@ def test_rows_of_subclasses():
     rows = benchmark_simseg.fusion_rows(1, classes=3, names=2)
     assert [row["path"] for row in rows] == ["class names", "softmax", "mean", "superclass_mean", "max", "logsumexp"]
     assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_parts_are_chosen_by_name():
+    rows = benchmark_simseg.answer({"parts": ["fusion"], "repeats": 1})
+    assert {row["work"] for row in rows} == {"class maps, 81 classes with 5 subclasses"}
+    with pytest.raises(ValueError, match="unknown parts traning; there are evaluation, training"):
+        benchmark_simseg.answer({"parts": ["traning"]})
