@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ofaseg.data.segmentation_dataset import NATIVE_LISTS, SegmentationDataset, decode_pair
-from ofaseg.data.segments import SOURCES, check_segment_columns, decode_segments
+from ofaseg.data.segments import OBJECTS, SOURCES, check_segment_columns, decode_segments, drawn_instances
 from ofaseg.data.transforms import to_tensors
 from ofaseg.structures import MaskTargets
 from ofaseg.vocabulary import IGNORE_INDEX, VocabularyError
@@ -22,7 +22,8 @@ class MaskTargetDataset(SegmentationDataset):
     A training batch has, beside ``target`` (B, H, W), ``segment_maps``, a list of B integer tensors (H, W) of segment numbers, 0 = none
     (only where a task needs them), and ``mask_lists``, a list of B dicts: task -> (2, n) long, the values of the task's map that are a
     mask, and the row of each one's class. Semantic masks are the classes of the label map, panoptic ones the segments that are no
-    crowds, instances those of things. What a crop has lost is no mask.
+    crowds, instances those of things. What a crop has lost is no mask. Shards with objects alone (column instances) do for the task
+    instance; where objects overlap, the smaller one is seen.
 
     A batch of evaluation has ``input_label_maps``, labels at the size of the model's photos, and their semantic ``mask_lists``.
 
@@ -42,7 +43,10 @@ class MaskTargetDataset(SegmentationDataset):
         super().__init__(reader, vocabulary, transform, training, **options)
         self.tasks, self.class_rows = tuple(tasks), np.asarray(class_rows if training else range(len(vocabulary)))
         self.needs_segments = training and bool({INSTANCE, PANOPTIC} & set(tasks))
-        if self.needs_segments:
+        self.sources, self.decode_segments = SOURCES, decode_segments
+        if PANOPTIC not in tasks and set(OBJECTS) <= set(reader.columns) and not set(SOURCES) <= set(reader.columns):
+            self.sources, self.decode_segments = OBJECTS, drawn_instances
+        elif self.needs_segments:
             check_segment_columns(reader)
         if training and INSTANCE in tasks and not any(vocabulary.thing):
             raise VocabularyError(
@@ -56,13 +60,15 @@ class MaskTargetDataset(SegmentationDataset):
             sample = super().load(index)
             label_map = _nearest(sample["native_label_map"], sample["image"].shape[1:])
             return sample | {"input_label_map": label_map, "mask_lists": {SEMANTIC: self._classes_of(label_map)}}
-        row = self.reader.read(index, columns=["image", "label_map", *(SOURCES if self.needs_segments else ())])
+        row = self.reader.read(index, columns=["image", "label_map", *(self.sources if self.needs_segments else ())])
 
         def where(column: str = "") -> str:
             return self.reader.location(index, column)
 
         image, label_map = decode_pair(row, self.vocabulary, where)
-        segments, entries = decode_segments(row, self.vocabulary, image.shape[:2], where) if self.needs_segments else (None, [])
+        segments, entries = None, []
+        if self.needs_segments:
+            segments, entries = self.decode_segments(row, self.vocabulary, image.shape[:2], where)
         joint, step = label_map.astype(np.int32) + 1, len(entries) + 1
         if segments is not None:  # both maps as one, so that they are cropped and mirrored alike
             entries = sorted(entries, key=lambda entry: entry["id"])

@@ -6,11 +6,13 @@ import numpy as np
 
 from ofaseg.data import codec
 from ofaseg.data.rows import ShardError
-from ofaseg.utils.run_lengths import RunLengthError, runs_of_text
+from ofaseg.utils.run_lengths import RunLengthError, mask_of_text, runs_of_text
 from ofaseg.vocabulary import ClassVocabulary
 
 SOURCES = ("segment_map", "segments")
 """Columns that objects and segments come from."""
+OBJECTS = ("instances",)
+"""The column that objects alone come from."""
 _SHOWN = 5
 
 
@@ -80,6 +82,22 @@ def checked_instances(row: dict, vocabulary: ClassVocabulary, size: tuple[int, i
             problem = f"mask {k} has {pixels} pixels, the image {size[0]}x{size[1]}"
             raise codec.CodecError(f"{where('instances')}: {problem}; draw it at the size of the image")
     return [entry for entry in entries if has_class(entry, "object", vocabulary, where("instances"))]
+
+
+def drawn_instances(
+    row: dict, vocabulary: ClassVocabulary, size: tuple[int, int], where: Callable[..., str]
+) -> tuple[np.ndarray, list[dict]]:
+    """The objects of a row as `decode_segments` gives segments: where they overlap, the smaller one is seen; what is hidden is left out.
+
+    Arguments and errors as `checked_instances`. Ids are 1, 2, ... in the order of the column.
+    """
+    segment_map = np.zeros(size, dtype=np.int32)
+    entries = [entry | {"id": k} for k, entry in enumerate(checked_instances(row, vocabulary, size, where), start=1)]
+    masks = {entry["id"]: mask_of_text(entry["mask"], *size) for entry in entries}
+    for number in sorted(masks, key=lambda number: -np.count_nonzero(masks[number])):
+        segment_map[masks[number]] = number
+    shown = set(np.unique(segment_map).tolist())
+    return segment_map, [entry for entry in entries if entry["id"] in shown]
 
 
 def has_class(entry: dict, kind: str, vocabulary: ClassVocabulary, where: str) -> bool:

@@ -11,12 +11,13 @@ pytest.importorskip("open_clip")
 
 from criterions.mask_matching import MaskMatching  # noqa: E402
 from ofaseg.checkpoints import CheckpointError  # noqa: E402
-from ofaseg.data import transforms  # noqa: E402
-from ofaseg.data.shards import ShardError  # noqa: E402
+from ofaseg.data import codec, transforms  # noqa: E402
+from ofaseg.data.shards import ShardError, ShardWriter  # noqa: E402
 from ofaseg.evaluation import semantic  # noqa: E402
 from ofaseg.evaluation.mask_proposals import classify_masks, semantic_maps, upsample_masks  # noqa: E402
 from ofaseg.evaluation.postprocess import PostProcess  # noqa: E402
 from ofaseg.models.freeseg import architecture_config  # noqa: E402
+from ofaseg.utils.run_lengths import text_of_mask  # noqa: E402
 from ofaseg.vocabulary import VocabularyError  # noqa: E402
 from tests.toy import write_toy_shards  # noqa: E402
 from tests.toy_freeseg import make_task, toy_segments, vocabulary_of, write_segment_shards  # noqa: E402
@@ -144,6 +145,34 @@ def test_what_the_shards_do_not_carry_is_one_error(tmp_path):
         make_task(tmp_path / "b", vocabulary_of(thing=())).load_dataset("train")
     with pytest.raises(ValueError, match="--tasks 'semantic,pan': give one or more of semantic,instance,panoptic"):
         make_task(tasks="semantic,pan")
+
+
+def rows_from(size, first, end):
+    """(H, W) bool, True in some rows, margins left and right."""
+    mask = np.zeros(size, dtype=bool)
+    mask[first:end, 3:30] = True
+    return mask
+
+
+def test_objects_alone_do_for_the_task_instance(tmp_path):
+    """The smaller of two objects lies on top, one that is hidden is no mask, nor is a crowd."""
+    size, entries = (24, 40), []
+    for number, (place, class_id, crowd) in enumerate([((4, 12), 0, False), ((0, 20), 1, False), ((5, 7), 0, True), ((4, 12), 0, False)]):
+        entries.append({"id": 70 + number, "class_id": class_id, "is_crowd": crowd, "area": 1.0, "box": [0.0, 0.0, 1.0, 1.0]})
+        entries[-1]["mask"] = text_of_mask(rows_from(size, *place))
+    vocabulary = vocabulary_of()
+    row = {"id": "a", "image": codec.encode_image(np.zeros((*size, 3), dtype=np.uint8), "png"), "instances": entries}
+    row["label_map"] = codec.encode_label_map(np.full(size, -1), vocabulary)
+    with ShardWriter(str(tmp_path), "train", vocabulary, list(row)) as writer:
+        writer.write(row)
+    task = make_task(tmp_path, tasks="instance")
+    task.training_transform = lambda sample, rng: sample
+    targets = task.with_masks(training_batch(task, (0,)), "instance")["masks"]
+    large, small = rows_from(size, 0, 4) | rows_from(size, 12, 20), rows_from(size, 4, 5) | rows_from(size, 7, 12)
+    found = as_set(targets.masks[:, : size[0], : size[1]].contiguous(), targets.classes)
+    assert found == {(large.tobytes(), 1), (small.tobytes(), 0)} and len(targets.masks) == 2
+    with pytest.raises(ShardError, match="no column segment_map"):
+        make_task(tmp_path, tasks="instance,panoptic").load_dataset("train")
 
 
 # ---- draw ----
