@@ -1,6 +1,5 @@
 """What COCO's panoptic and instance files say about one photo, as the columns of a row; and the categories behind it."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Optional
@@ -15,7 +14,7 @@ from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary
 
 CATEGORY_IDS = "category_ids"
 """Entry of vocabulary.json: the number of each class in the COCO file that it comes from, for export."""
-_SHOWN = 5
+_SHOWN, _LARGEST = 5, 1e12
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _is_whole(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST  # which nan is not
 
 
 def _flag(record: dict, key: str, where: str, default: bool = False) -> bool:
