@@ -9,6 +9,7 @@ pytest.importorskip("open_clip")
 
 from criterions.region_cross_entropy import RegionCrossEntropy  # noqa: E402
 from ofaseg.checkpoints import CheckpointError, load_model  # noqa: E402
+from ofaseg.checkpoints.freeseg import export_official_prompts  # noqa: E402
 from ofaseg.data.shards import ShardError  # noqa: E402
 from ofaseg.evaluation.classification import accuracies  # noqa: E402
 from ofaseg.vocabulary import VocabularyError  # noqa: E402
@@ -106,6 +107,27 @@ def test_published_defects_are_options(shards):
     shuffled = plain.get_batch_iterator(plain.datasets["train"], max_sentences=2, seed=1).next_epoch_itr(shuffle=True)
     ids = [k for batch in shuffled for k in batch["id"].tolist()]
     assert sorted(ids) == list(range(len(ids))) != ids and plain.datasets["train"][0]["image"].shape == (3, 32, 32)
+
+
+def test_the_training_split_of_voc_has_another_name(tmp_path):
+    """Its regions are those of base classes, and a process without a batch repeats one of them."""
+    for split in ("train_aug", "val"):
+        write_segment_shards(tmp_path, split, 3, seed=4, vocabulary=NOVEL)
+    task = make_task(tmp_path, NOVEL, tasks="semantic")
+    build(task)
+    for split in ("train_aug", "val"):
+        task.load_dataset(split)
+    assert task.datasets["train_aug"].training and not task.datasets["val"].training
+    assert set(task.first_training_batch(torch.device("cpu"))["target"].tolist()) <= {0, 2}
+
+
+def test_weights_to_start_from(tmp_path, shards):
+    """`--pretrained` takes the published layout; CLIP comes with it."""
+    model = build(make_task(shards))
+    model.prompt.class_prompt.data.fill_(0.25)
+    export_official_prompts(model, tmp_path / "official.pth")
+    other = build(make_task(shards, random_towers=False, pretrained=str(tmp_path / "official.pth")))
+    assert (other.prompt.class_prompt == 0.25).all() and torch.equal(other.clip.ln_final.weight, model.clip.ln_final.weight)
 
 
 def test_what_cannot_be(tmp_path, shards):
