@@ -43,7 +43,7 @@ def test_a_mask_covers_its_class(reader, transform):
 
 
 def test_evaluation_shows_the_whole_box_and_keeps_its_aspect():
-    image = np.stack(np.meshgrid(np.arange(60) * 4, np.arange(40) * 6) + [np.full((40, 60), 9)], -1).astype(np.uint8)
+    image = np.stack([*np.meshgrid(np.arange(60) * 4, np.arange(40) * 6), np.full((40, 60), 9)], -1).astype(np.uint8)
     mask = np.zeros((40, 60), np.uint8)
     mask[5:25, 10:50] = 1  # 20 x 40
     mask[5, 10] = 0
