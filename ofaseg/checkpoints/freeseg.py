@@ -28,6 +28,11 @@ def is_freeseg(weights: dict[str, Tensor]) -> bool:
     return "predictor.query_features" in weights and "no_object" in weights
 
 
+def is_prompts(weights: dict[str, Tensor]) -> bool:
+    """Whether a state dict under our names (`to_ours`) is of prompt learning alone."""
+    return "prompt.class_prompt" in weights and not is_freeseg(weights)
+
+
 def infer_architecture(weights: dict[str, Tensor], where: str) -> tuple[str, dict]:
     """(named architecture, options) whose sizes a file has; `weights` under our names.
 

@@ -81,6 +81,8 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
     """(model, task) of what `load_state` read from `path`; see `load_model`."""
     import ofaseg  # noqa: F401  registers tasks and models
 
+    if freeseg.is_prompts(freeseg_entries(state["model"])):
+        raise CheckpointError(f"{path}: holds learned prompts alone, which segment nothing; train masks with --prompt-checkpoint {path}")
     model_options, task_options, recorded = _options(state, path)
     overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     model_name, model_config = _merged(_model_dataclass, model_options, overrides)

@@ -29,21 +29,21 @@ def dataset(reader, transform=None, training=True, tasks=TASKS, **options):
 @pytest.mark.parametrize("transform", [RegionTraining((40, SIDE)), RegionEvaluation(SIDE)], ids=["training", "evaluation"])
 def test_a_mask_covers_its_class(reader, transform):
     """The brightest colour is that of the class wherever the mask is; every region keeps a pixel; all tasks."""
-    data, seen = dataset(reader, transform), set()
+    data, seen, right = dataset(reader, transform), set(), []
     for index in range(len(data)):
         sample = data[index]
         size = (40, SIDE) if isinstance(transform, RegionTraining) else (SIDE, SIDE)
         assert sample["image"].shape == (3, *size) and sample["label_map"].shape == size
         mask = sample["label_map"].bool()
         assert mask.any()
-        right = (sample["image"].int().argmax(0)[mask] == sample["class_id"]).float().mean()
-        assert right > 0.9, (index, sample["task"])  # photos are resized bilinearly, masks are not
+        right.append((sample["image"].int().argmax(0)[mask] == sample["class_id"]).float().mean())
         seen.add((sample["task"], sample["class_id"]))
     assert len(seen) == 8  # three classes, two of them things
+    assert min(right) > 0.5 and np.mean(right) > 0.9  # photos are resized bilinearly, masks are not
 
 
 def test_evaluation_shows_the_whole_box_and_keeps_its_aspect():
-    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    image = np.stack([*np.meshgrid(np.arange(60) * 4, np.arange(40) * 6), np.full((40, 60), 9)], -1).astype(np.uint8)
     mask = np.zeros((40, 60), np.uint8)
     mask[5:25, 10:50] = 1  # 20 x 40
     mask[5, 10] = 0
@@ -51,7 +51,7 @@ def test_evaluation_shows_the_whole_box_and_keeps_its_aspect():
     assert sample["image"].shape == (20, 20, 3) and not sample["label_map"][:5].any() and not sample["label_map"][15:].any()
     assert sample["label_map"][5:15].mean() > 0.98
     halves = image[5:25, 10:50].reshape(10, 2, 20, 2, 3).mean((1, 3))
-    assert np.abs(sample["image"][5:15].astype(float) - halves).mean() < 20  # antialiased bilinear is close to a mean of four pixels
+    assert np.abs(sample["image"][5:15].astype(float) - halves)[1:-1, 1:-1].max() <= 1  # of a slope, as a mean of four pixels
     assert cut_box({"image": image, "label_map": mask})["label_map"].shape == (20, 40)
     tiny = np.zeros((40, 60), np.uint8)
     tiny[39, 59] = 1
