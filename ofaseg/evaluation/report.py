@@ -77,7 +77,8 @@ def mean_over_runs(runs: Sequence[dict]) -> dict:
     for key in ("class_names", "images"):
         if any(run.get(key) != runs[0].get(key) for run in runs):
             raise ValueError(f"runs of one name must share {key}, got {[run.get(key) for run in runs]}; give them different names")
-    values = {key: [run.get(key) for run in runs] for columns in TABLES for key, _ in columns}
+    known = [key for columns in TABLES for key, _ in columns if any(key in run for run in runs)]
+    values = {key: [run.get(key) for run in runs] for key in known}
     merged = {key: _mean(found) for key, found in values.items()}
     for key, _ in CLASS_COLUMNS:
         if key != "label_share_per_class" and all(key in run for run in runs):

@@ -110,12 +110,12 @@ def test_a_photo_too_large_for_memory_costs_only_itself(tmp_path, monkeypatch, c
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
 
-    def one(source, out, model, task, post):
+    def one(source, out, model, task, post, tasks):
         if str(source).endswith("a.png"):
             raise torch.OutOfMemoryError("no room")
-        return [{"name": "cat", "percent": 100.0}]
+        return {"semantic": ["cat 100.0 %"]}
 
-    task = SimpleNamespace(post_process=lambda **changes: None)
+    task = SimpleNamespace(post_process=lambda **changes: None, output_kinds=("semantic",))
     monkeypatch.setattr(ofaseg.checkpoints, "load_model", lambda *args, **kwargs: (torch.nn.Identity(), task))
     monkeypatch.setattr(predict, "predict_one", one)
     arguments = [str(tmp_path), "--checkpoint", "x.pt", "--out", str(tmp_path / "out"), "--device", "cpu"]
