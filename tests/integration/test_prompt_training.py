@@ -1,6 +1,5 @@
 """`fairseq-train` through both stages of FreeSeg on toy shards: prompts, resuming, two processes, then masks that start from them."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -53,8 +52,8 @@ def plain(world, tmp_path_factory):
 
 
 def test_the_loss_falls_and_all_groups_are_scored(plain):
-    found = of_updates(plain[1])
-    assert len(scores(plain[1])) == 4 and np.mean(found[-4:]) < np.mean(found[:4])
+    found = [row[0] for row in scores(plain[1])]  # of validation: windows of 6 regions per class differ too much from step to step
+    assert len(found) == 4 and found == sorted(found, reverse=True) and found[-1] < found[0] - 0.02
     state = torch.load(plain[0] / "checkpoint_last.pt", weights_only=True)["model"]
     torch.testing.assert_close(state["clip.ln_final.weight"], nano_state()["ln_final.weight"])
 
