@@ -88,6 +88,17 @@ def before_last_block(visual: nn.Module, image: Tensor, stride: int) -> tuple[Te
     return tokens, grid
 
 
+def image_vectors(clip: nn.Module, image: Tensor) -> Tensor:
+    """Normalised photos (B, 3, H, W) of the tower's size -> (B, D) unit vectors, as `encode_image`; the last block makes CLS alone."""
+    visual = clip.visual
+    tokens, _ = before_last_block(visual, image, visual.patch_size[0])
+    block = visual.transformer.resblocks[-1]
+    whole = block.ln_1(tokens)
+    x = tokens[:, :1] + block.ls_1(block.attention(whole[:, :1], whole, whole))
+    x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return F.normalize(visual.ln_post(x[:, 0]) @ visual.proj, dim=-1)
+
+
 def text_vectors(clip: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Token ids and mask (B, L), L up to the context length -> (B, D) unit vectors, read at the end of the text.
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ofaseg.models.clip_towers import image_vectors
+
 CUBIC = -0.75
 """Of torch's bicubic kernel."""
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
@@ -113,5 +115,5 @@ def region_vectors(clip, photo: Tensor, masks: Tensor, size: int, batch: int) ->
     vectors = photo.new_zeros(len(masks), clip.text_projection.shape[1])
     for chosen in present.split(batch) if len(present) else ():
         crops = region_crops(photo, masks[chosen], boxes[chosen], size)
-        vectors[chosen] = clip.encode_image(crops, normalize=True).to(vectors.dtype)
+        vectors[chosen] = image_vectors(clip, crops).to(vectors.dtype)
     return vectors, valid
