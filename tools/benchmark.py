@@ -1,6 +1,6 @@
-"""Speed and memory of IFSeg, SimSeg and Fusioner, ours against plain versions of the published computation, on this machine.
+"""Speed and memory of IFSeg, SimSeg, Fusioner and FreeSeg, ours against plain versions of the published computation, on this machine.
 
-    python tools/benchmark.py [--models nano,tiny,base | --full] [--cases step,supervised,evaluate,data,simseg,fusioner] [--repeats N]
+    python tools/benchmark.py [--models nano,tiny,base | --full] [--cases step,supervised,evaluate,data,simseg,...] [--repeats N]
 
 Every measurement runs in a fresh process. Times: both paths take turns in one process, after a check that they compute the
 same. Memory: one process per path. Both are repeated with the C library's allocator as it is and with settings that keep
@@ -35,8 +35,8 @@ CASE_NAMES = {
     "predict": "prediction of one photo",
 }
 
-CASE_GROUPS = ("step", "supervised", "evaluate", "data", "simseg", "fusioner")
-METHODS = {"simseg": "SimSeg", "fusioner": "Fusioner"}
+CASE_GROUPS = ("step", "supervised", "evaluate", "data", "simseg", "fusioner", "freeseg")
+METHODS = {"simseg": "SimSeg", "fusioner": "Fusioner", "freeseg": "FreeSeg"}
 """Cases with a module `tools.benchmark_<case>` of their own -> what they are called."""
 
 INTRODUCTION = """# Benchmarks

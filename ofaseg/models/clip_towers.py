@@ -97,6 +97,11 @@ def photo_vectors(visual: nn.Module, tokens: Tensor) -> Tensor:
     return F.normalize(visual.ln_post(cls[:, 0]) @ visual.proj, dim=-1)
 
 
+def image_vectors(clip: nn.Module, image: Tensor) -> Tensor:
+    """Normalised photos (B, 3, H, W), sides multiples of the patch -> (B, D) unit vectors, as `encode_image`."""
+    return photo_vectors(clip.visual, before_last_block(clip.visual, image, clip.visual.patch_size[0])[0])
+
+
 def text_vectors(clip: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Token ids and mask (B, L), L up to the context length -> (B, D) unit vectors, read at the end of the text.
 

@@ -5,12 +5,15 @@ on a CPU, and `grid_sample` level by level, which suits a GPU.
 """
 
 import math
-from typing import Sequence
+from typing import Iterator, NamedTuple, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+CHUNK_BAGS = 1024
+"""Queries of a head whose corners exist at a time on a CPU: they fit into its cache."""
 Shapes = Sequence[tuple[int, int]]
 """(h, w) of each level."""
 
@@ -74,33 +77,109 @@ def sample(value: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, we
 
 def sample_by_gather(value: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """As `sample`: one bag of the 4 * levels * points corners per query and head, summed by `embedding_bag`."""
-    batch, total, heads, dim = value.shape
-    queries = offsets.shape[1]
-    # row of the table (B * S * heads, D) at which a photo and head begin; all further steps are along S
-    first = torch.arange(batch, device=value.device)[:, None, None, None] * (total * heads)
-    first = first + torch.arange(heads, device=value.device)[:, None]  # (B, 1, heads, 1)
-    rows, factors, start = [], [], 0
-    for level, (height, width) in enumerate(shapes):
-        x = reference[:, 0, None, None] * width - 0.5 + offsets[:, :, :, level, :, 0]  # (B, N, heads, points)
-        y = reference[:, 1, None, None] * height - 0.5 + offsets[:, :, :, level, :, 1]
-        (column, share_x), (row, share_y) = _neighbours(x, width), _neighbours(y, height)
-        place = (row * width)[..., :, None, :] + column[..., None, :, :]  # (B, N, heads, 2, 2, points)
-        rows.append(first + ((place + start) * heads).flatten(3))
-        shares = share_y[..., :, None, :] * share_x[..., None, :, :]
-        factors.append((shares * weights[:, :, :, level, None, None]).flatten(3))
-        start += height * width
-    rows = torch.cat(rows, -1).view(batch * queries * heads, -1)
-    factors = torch.cat(factors, -1).view(batch * queries * heads, -1)
-    bags = F.embedding_bag(rows, value.reshape(-1, dim), mode="sum", per_sample_weights=factors.to(value.dtype))
-    return bags.view(batch, queries, heads * dim)
+    heights, widths = torch.tensor(shapes, dtype=offsets.dtype, device=value.device).T[..., None]  # (levels, 1)
+    x = reference[:, 0, None, None, None] * widths - 0.5 + offsets[..., 0]  # (B, N, heads, levels, points)
+    y = reference[:, 1, None, None, None] * heights - 0.5 + offsets[..., 1]
+    return _Gather.apply(value, x, y, weights.to(value.dtype), shapes).flatten(2)
 
 
-def _neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Places (..., points) on an axis of `size` samples -> the two next samples (..., 2, points) and their shares, 0 for those outside."""
-    low = place.detach().floor()
-    index = torch.stack([low, low + 1], -2)
-    share = torch.stack([low + 1 - place, place - low], -2)
-    return index.clamp(0, size - 1).long(), share * ((index >= 0) & (index < size))
+class _Gather(torch.autograd.Function):
+    """Memory (B, S, heads, D) read at x and y (B, N, heads, levels, points), in pixels of the level -> (B, N, heads, D).
+
+    Corners are found anew in the backward pass, a few queries at a time: they never exist all at once. The memory's gradient is a product
+    with a transposed sparse matrix, which takes a tenth of the time of `embedding_bag`'s own.
+    """
+
+    @staticmethod
+    def forward(ctx, value: Tensor, x: Tensor, y: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
+        ctx.save_for_backward(value, x, y, weights)
+        ctx.shapes = shapes
+        table, bags = value.reshape(-1, value.shape[-1]), []
+        for part in _Corners.chunks(x, y, weights, value.shape, shapes):
+            bags.append(F.embedding_bag(part.rows, table, mode="sum", per_sample_weights=part.factors()))
+        return torch.cat(bags).view(*x.shape[:3], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        from scipy.sparse import csr_array  # takes a while, and only training on a CPU needs it
+
+        value, x, y, weights = ctx.saved_tensors
+        grad, table = grad.reshape(-1, value.shape[-1]), value.reshape(-1, value.shape[-1])
+        rows, factors, gradients = [], [], []
+        for part, of_bags in zip(_Corners.chunks(x, y, weights, value.shape, ctx.shapes), grad.split(CHUNK_BAGS)):
+            rows.append(part.rows)
+            factors.append(part.factors())
+            gradients.append(part.gradients(torch.einsum("ncd,nd->nc", F.embedding(part.rows, table), of_bags)))
+        rows, factors = torch.cat(rows), torch.cat(factors)
+        ends = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
+        matrix = csr_array((factors.numpy().ravel(), rows.numpy().ravel(), ends.numpy()), shape=(len(rows), len(table)))
+        of_value = torch.from_numpy(matrix.T @ grad.numpy()).view_as(value)
+        return of_value, *(torch.cat(parts).view_as(x) for parts in zip(*gradients)), None
+
+
+class _Corners(NamedTuple):
+    """The four pixels around each point of n bags.
+
+    Attributes:
+        rows: (n, 4 * levels * points) rows of the memory as a table (B * S * heads, D).
+        share_x, share_y: (2, n, levels, points) bilinear shares of the pixels before and after the point, 0 for those outside.
+        slope_x, slope_y: of the same shape, their derivatives with respect to x and y.
+        weights: (n, levels, points).
+    """
+
+    rows: Tensor
+    share_x: Tensor
+    share_y: Tensor
+    slope_x: Tensor
+    slope_y: Tensor
+    weights: Tensor
+
+    @classmethod
+    def chunks(cls, x: Tensor, y: Tensor, weights: Tensor, value_shape, shapes: Shapes) -> Iterator["_Corners"]:
+        """Of all bags, (photo, query, head) in this order, `CHUNK_BAGS` at a time."""
+        batch, total, heads, _ = value_shape
+        index = torch.int32 if batch * total * heads < 2**31 else torch.int64
+        photos, of_heads = (torch.arange(size, dtype=index, device=x.device) for size in (batch, heads))
+        first = (photos[:, None] * (total * heads) + of_heads)[:, None].expand(-1, x.shape[1], -1).flatten()
+        sizes = torch.tensor(shapes, dtype=index, device=x.device)
+        starts = sizes.prod(1, dtype=index).cumsum(0, dtype=index) - sizes.prod(1, dtype=index)
+        # one value per element: a level's own would be repeated in steps too short for vector instructions
+        table = torch.stack([*sizes.T, starts])[:, None, :, None].expand(-1, CHUNK_BAGS, -1, x.shape[-1]).contiguous()
+        for parts in zip(*(tensor.flatten(0, 2).split(CHUNK_BAGS) for tensor in (x, y, weights)), first.split(CHUNK_BAGS)):
+            height, width, start = table[:, : len(parts[0])]
+            (column, share_x, slope_x), (row, share_y, slope_y) = _neighbours(parts[0], width), _neighbours(parts[1], height)
+            place = ((row * width + start)[:, None] + column) * heads + parts[3][:, None, None]  # (2, 2, n, levels, points)
+            yield cls(_by_bag(place), share_x, share_y, slope_x, slope_y, parts[2])
+
+    def factors(self) -> Tensor:
+        """(n, 4 * levels * points) what the rows are multiplied by."""
+        return _by_bag((self.share_y * self.weights)[:, None] * self.share_x)
+
+    def gradients(self, of_factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients with respect to x, y and weights, each (n, levels, points), from that of the factors."""
+        of_corners = of_factors.view(-1, 2, 2, *self.weights.shape[1:]).permute(1, 2, 0, 3, 4).contiguous()
+        of_y, of_x = (of_corners * self.share_x).sum(1), (of_corners * self.share_y[:, None]).sum(0)
+        slopes = ((of_x * self.slope_x).sum(0) * self.weights, (of_y * self.slope_y).sum(0) * self.weights)
+        return *slopes, (of_y * self.share_y).sum(0)
+
+
+def _by_bag(corners: Tensor) -> Tensor:
+    """(2, 2, n, levels, points) -> (n, 4 * levels * points)."""
+    return corners.permute(2, 0, 1, 3, 4).flatten(1)
+
+
+def _neighbours(place: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Places (n, levels, points) on axes of `sizes` samples -> the two next samples, their shares, and the slopes of these.
+
+    Each is (2, n, levels, points); shares and slopes are 0 for samples outside.
+    """
+    low = place.floor()
+    index = torch.stack([low, low + 1])
+    slope = ((index >= 0) & (index < sizes)).to(place.dtype)
+    share = torch.stack([low + 1 - place, place - low]) * slope
+    slope[0].neg_()
+    return torch.minimum(index.clamp_(min=0), sizes - 1).to(sizes.dtype), share, slope
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ofaseg.models.layers import region_crops as module
-from ofaseg.models.layers.region_crops import boxes_of, cubic_matrix, region_crops
+from ofaseg.models.layers.region_crops import boxes_of, crops_in_turn, crops_together, cubic_matrix, region_crops
 
 HEIGHT, WIDTH = 37, 53
 
@@ -42,11 +42,12 @@ def test_boxes():
 
 @pytest.mark.parametrize("size", [32, 70])
 @pytest.mark.parametrize("chunk", [1, 2**24])
-def test_against_one_after_the_other(monkeypatch, size, chunk):
+@pytest.mark.parametrize("form", [crops_in_turn, crops_together, region_crops])
+def test_against_one_after_the_other(monkeypatch, form, size, chunk):
     monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", chunk)
     photo, masks = 3 * torch.randn(3, HEIGHT, WIDTH), regions()
     boxes, valid = boxes_of(masks)
-    crops = region_crops(photo, masks[valid], boxes[valid], size)
+    crops = form(photo, masks[valid], boxes[valid], size)
     torch.testing.assert_close(crops, one_after_the_other(photo, masks[valid], size), atol=2e-5, rtol=0)
 
 
@@ -54,7 +55,8 @@ def test_nothing_to_cut():
     masks = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
     boxes, valid = boxes_of(masks)
     assert not valid.any()
-    assert region_crops(torch.randn(3, HEIGHT, WIDTH), masks[valid], boxes[valid], 8).shape == (0, 3, 8, 8)
+    for form in (crops_in_turn, crops_together):
+        assert form(torch.randn(3, HEIGHT, WIDTH), masks[valid], boxes[valid], 8).shape == (0, 3, 8, 8)
 
 
 def test_outside_its_box_a_matrix_reads_nothing():
