@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ofaseg.models.architectures import named_config, register_architectures
 from ofaseg.models.clip_dense import PIXEL_MEAN
-from ofaseg.models.clip_towers import CLIP_SIZES, before_last_block, photo_vectors
+from ofaseg.models.clip_towers import CLIP_SIZES, image_vectors
 from ofaseg.models.freeseg_state import upgrade_official_prompts
 from ofaseg.models.prompted_clip import PromptedClip, PromptedClipConfig, check_tokenizer
 from ofaseg.models.state import StateUpgrade
@@ -91,7 +91,7 @@ class FreeSegPrompt(PromptedClip, BaseFairseqModel):
         normalised = (image[:, :, :height, :width].float() - self.clip_mean) / self.clip_std
         fill = normalised.new_tensor(PIXEL_MEAN).view(3, 1, 1) if self.config.fill_with_mean else normalised.new_zeros(())
         regions = torch.where(masks[:, None, :height, :width], normalised, fill)
-        return photo_vectors(self.clip.visual, before_last_block(self.clip.visual, regions, step)[0])
+        return image_vectors(self.clip, regions)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
