@@ -13,7 +13,7 @@ if [ -z "${CLIP:-}" ]; then
   [ -e "$CLIP" ] || train "$DATA,$REGIONS" \
     --task image_text_pretraining --arch clip_nano --criterion image_text_contrastive --text-tokenizer clip_bpe --text-length 40 \
     --templates name --patch-image-size 32 --no-autoaugment --optimizer torch_adamw --weight-decay 0.05 --clip-norm 1.0 \
-    --lr 1e-3 --lr-scheduler cosine_warmup_ratio --warmup-ratio 0.05 --batch-size 128 --max-update 1500 \
+    --lr 1e-3 --lr-scheduler cosine_warmup_ratio --warmup-ratio 0.05 --batch-size 128 --max-update 1355 --total-num-update 2000 \
     --valid-subset val --batch-size-valid 50 --validate-interval 3 --save-interval 3 --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed 1
 fi
 if [ -z "${PROMPTS:-}" ]; then
@@ -21,13 +21,13 @@ if [ -z "${PROMPTS:-}" ]; then
   [ -e "$PROMPTS" ] || train "$DATA" \
     --task prompt_learning --arch freeseg_prompt_nano --criterion region_cross_entropy --clip-checkpoint "$CLIP" --samples-per-class 128 \
     --optimizer torch_adamw --weight-decay 0 --clip-norm 1.0 --lr 0.01 --lr-scheduler cosine_constant_warmup --warmup-updates 10 \
-    --batch-size 32 --max-update 400 --valid-subset val --batch-size-valid 50 --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed 1
+    --batch-size 32 --max-update 408 --valid-subset val --batch-size-valid 50 --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed 1
 fi
 OUT="$FOLDER/masks" ARGUMENTS=("${MASK_FLAGS[@]}")
 train "$DATA" \
   --task unified_segmentation --arch freeseg_nano --criterion mask_matching --patch-image-size 96 \
   --clip-checkpoint "$CLIP" --prompt-checkpoint "$PROMPTS" --frozen-prompts \
   --optimizer torch_adamw --weight-decay 0.05 --clip-norm 1.0 --lr 1e-3 --lr-scheduler cosine_warmup_ratio --warmup-ratio 0.05 \
-  --batch-size 16 --max-update 700 --disable-validation --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed "${SEED:-1}"
+  --batch-size 16 --max-update 1000 --disable-validation --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed "${SEED:-1}"
 ARGUMENTS=()  # those were for training
 scores evaluate "$OUT/checkpoint_last.pt" "$DATA" --split test --batch-size 20 --tasks semantic,instance,panoptic --out "$FOLDER/test"
