@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
