@@ -13,9 +13,8 @@ train "$DATA" \
   --task fusion_segmentation --criterion masked_binary_cross_entropy --arch fusioner_nano --novel-classes box,car,fish,moon \
   --text-tokenizer wordpiece --bert-vocab "$ROOT/ofaseg/assets/shapes/vocab.txt" --text-length 34 --templates name \
   --image-tower simseg_nano --image-checkpoint "$SIMSEG" --text-tower simseg_nano --text-checkpoint "$SIMSEG" \
-  --pixel-statistics imagenet --patch-image-size 96 --aug-prob 0 --autocast bf16 --tower-precision bf16 \
-  --aligned-start --foreground-weight "${FOREGROUND_WEIGHT:-2}" \
-  --optimizer fusioner_adamw --lr 1e-3 --lr-scheduler fusioner_cosine --warmup-num-update 30 --batch-size 16 --max-update 250 \
+  --pixel-statistics imagenet --patch-image-size 96 --aug-prob 0 --autocast bf16 \
+  --optimizer fusioner_adamw --lr 1e-3 --lr-scheduler fusioner_cosine --warmup-num-update 50 --batch-size 32 --max-update 400 \
   --valid-subset val --batch-size-valid 50 --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed "${SEED:-1}"
 scores fewshot "$OUT/checkpoint_last.pt" "$DATA" --split test --batch-size 50 --exchange-names 1 --out "$OUT/test"
-scores fewshot "$OUT/checkpoint_last.pt" "$DATA" --split test --batch-size 50 --exchange-names 1 --base --limit 300 --out "$OUT/test_base"
+scores fewshot "$OUT/checkpoint_last.pt" "$DATA" --split test --batch-size 50 --exchange-names 1 --base --limit 600 --out "$OUT/test_base"
