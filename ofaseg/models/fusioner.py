@@ -64,6 +64,10 @@ class FusionerConfig(ClipSizes):
     fusion_heads: int = field(default=8, metadata={"help": "attention heads of the fusion"})
     fusion_dropout: float = field(default=0.0, metadata={"help": "dropout in the fusion"})
     fusion_drop_path: float = field(default=0.0, metadata={"help": "share of samples that pass the last block by, in training"})
+    aligned_start: bool = field(
+        default=False,
+        metadata={"help": "photo and text vectors start with one projection, queries as keys: for towers of one space (CLIP, SimSeg)"},
+    )
     cosine_temperature: float = field(default=0.07, metadata={"help": "cosines of pixels and classes are divided by it"})
     plain_cosine: bool = field(
         default=False, metadata={"help": "upsample features before the cosine, as published, instead of the same from few maps"}
@@ -101,7 +105,7 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
         grid_stride: pixels per patch.
 
     Raises:
-        ValueError: an unknown tower or normalisation, or open_clip_torch is missing.
+        ValueError: an unknown tower or normalisation, an aligned start of towers of different widths, or open_clip_torch is missing.
         CheckpointError: the table of text vectors cannot be read.
     """
 
@@ -119,6 +123,8 @@ class Fusioner(PromptedSegmenter, BaseFairseqModel):
             image.dim, text.dim, config.fusion_width, config.fusion_layers, config.fusion_heads,
             config.fusion_dropout, config.fusion_drop_path,
         )  # fmt: skip
+        if config.aligned_start:
+            self.fusion.start_aligned()
         self.decoder = UpsamplingDecoder(config.fusion_width)
         for parameter in self.decoder.parameters():
             parameter.param_group = "decoder"  # which has a learning rate of its own (--optimizer fusioner_adamw)

@@ -54,3 +54,15 @@ def test_metrics_do_not_depend_on_batches():
             MaskedBinaryCrossEntropy.reduce_metrics(logs)
         values.append(kept.get_smoothed_values()["loss"])
     assert values == pytest.approx([values[0]] * 3, abs=2e-4)
+
+
+def test_weight_of_the_foreground():
+    """Part by part: the loss of pixels where the class is counts w times, that of the others once; the mean stays over all pixels."""
+    logits, target = batch(3, 3)
+    parts = [F.binary_cross_entropy_with_logits(logits, (target == 1).float(), reduction="none") * (target == k) for k in (0, 1)]
+    expected = (parts[0] + 6 * parts[1]).sum() / (target[0] != IGNORE_INDEX).sum()
+    loss, samples, _ = MaskedBinaryCrossEntropy(SimpleNamespace(), False, foreground_weight=6.0).loss(logits, target)
+    torch.testing.assert_close(loss, expected)
+    assert int(samples) == 3
+    with pytest.raises(ValueError, match="above 0, not 0"):
+        MaskedBinaryCrossEntropy(SimpleNamespace(), False, foreground_weight=0.0)

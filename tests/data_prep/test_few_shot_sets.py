@@ -13,6 +13,7 @@ from ofaseg.data.present_classes import present_classes
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.vocabulary import IGNORE_INDEX
 from tests.data_prep.raw_layouts import raw_coco20i, raw_fss1000, raw_pascal5i, row_of, write_lines, write_pair, write_photo, write_values
+from tests.toy_fusioner import make_model, make_task
 
 
 def opened(module, root, split, *options):
@@ -192,3 +193,20 @@ def test_fss_pairs_of_a_split(tmp_path):
         reader = ShardReader.for_split(str(out), name)
         pairs = choose_pairs(present_classes(reader, vocabulary), vocabulary, split, PairChoice(), training)
         assert set(pairs.classes.tolist()) == expected and len(pairs) == 3 * len(expected)
+
+
+def test_fss_is_trained_and_tested_in_pairs(tmp_path):
+    """Training sees the classes of the train list, a test those of its split; a model takes the batches as they come."""
+    raw_fss1000(tmp_path / "raw")
+    out = tmp_path / "out"
+    assert prepare.main(["fss1000", "--root", str(tmp_path / "raw"), "--out", str(out), "--workers", "1", "--natural-names"]) == 0
+    vocabulary = load_vocabulary(out)
+    held_out = [name for name, novel in zip(vocabulary.names, vocabulary.novel) if novel]
+    task = make_task(tmp_path, vocabulary.names, novel=held_out, data=str(out))
+    model = make_model(task)
+    for split, training, names in (("train", True, {"ab wheel", "whale"}), ("test", False, {"abacus"})):
+        pairs = task.pair_dataset(split, training=training)
+        batch = pairs.collater([pairs[i] for i in range(len(pairs))])
+        asked = {vocabulary.names[k] for k in batch["net_input"]["class_ids"].flatten().tolist()}
+        assert asked == names and set(batch["target"].unique().tolist()) == {0, 1}
+        assert model(**batch["net_input"]).class_logits.shape == batch["target"].shape == (len(pairs), 1, 32, 32)

@@ -88,6 +88,27 @@ class JointFusion(nn.Module):
         self.proj_patch = nn.Parameter(torch.randn(width, width) * width**-0.5)
         self.proj_classes = nn.Parameter(torch.randn(width, width) * width**-0.5)
 
+    @torch.no_grad()
+    def start_aligned(self) -> None:
+        """Start values for towers that put photos and texts into one space: both are projected alike, and queries start as keys.
+
+        So attention begins as a likeness, and patches heed the class that they look like, whether its name will be trained on or
+        not; from independent start values, training finds the likeness of the names that it sees, and leaves the others to chance.
+
+        Raises:
+            ValueError: patches and text vectors are of different widths.
+        """
+        visual, text = self.visual_proj[1], self.text_proj[1]
+        if visual.in_features != text.in_features:
+            raise ValueError(
+                f"photos of {visual.in_features} channels and texts of {text.in_features} share no space; leave --aligned-start out"
+            )
+        text.load_state_dict(visual.state_dict())
+        for block in self.blocks:
+            for value in (block.attn.qkv.weight, block.attn.qkv.bias):
+                query, key, _ = value.chunk(3)
+                query.copy_(key)
+
     def forward(self, patches: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Fuses each photo with its class list; every class changes what the others come to.
 

@@ -78,3 +78,23 @@ def test_dropping_is_for_training_and_grows_with_depth():
 def test_heads_that_do_not_divide_the_width():
     with pytest.raises(ValueError, match="16 wide cannot have 5 heads"):
         JointFusion(4, 4, width=16, heads=5)
+
+
+def found_by_name(fusion, vectors) -> float:
+    """Share of vectors that, as a class, are heeded in the first block by the patch of the same vector more than by any other patch."""
+    block, classes = fusion.blocks[0], fusion.text_proj(vectors) + fusion.cls_emb
+    q, k, _ = block.attn.qkv(block.norm1(torch.cat([fusion.visual_proj(vectors), classes]))).chunk(3, -1)
+    scores = q[: len(vectors)] @ k[len(vectors) :].T
+    scores = scores - scores.mean(1, keepdim=True)  # what a patch heeds in any class
+    return float((scores.argmax(0) == torch.arange(len(vectors))).float().mean())
+
+
+@torch.no_grad()
+def test_an_aligned_start_knows_names_that_were_never_trained_on():
+    torch.manual_seed(4)
+    fusion, vectors = JointFusion(32, 32, width=64, depth=2, heads=4), torch.nn.functional.normalize(torch.randn(40, 32), dim=-1)
+    assert found_by_name(fusion, vectors) < 0.2
+    fusion.start_aligned()
+    assert found_by_name(fusion, vectors) > 0.9
+    with pytest.raises(ValueError, match="12 channels and texts of 10 share no space"):
+        build().start_aligned()
