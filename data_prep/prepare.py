@@ -50,6 +50,7 @@ DATASETS = {
     "folder": "data_prep.folder",
     "fss1000": "data_prep.fss1000",
     "hf": "data_prep.hf",
+    "mosaic4": "data_prep.mosaic4",
     "pascal5i": "data_prep.pascal5i",
     "pascal_context": "data_prep.pascal_context",
     "pascal_voc": "data_prep.pascal_voc",

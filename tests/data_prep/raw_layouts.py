@@ -84,6 +84,19 @@ def raw_fss1000(root):
     return ["--root", str(root)]
 
 
+def raw_mosaic4(root):
+    """Four classes of two photos each in every list's stead; odd sizes, so that parts are resized."""
+    for k, name in enumerate(MOSAIC_CLASSES):
+        for number in (1, 2):
+            write_pair(root / name / f"{number}.jpg", root / name / f"{number}.png", row_of([255, 255, 0, 0, 0], 7), 10 * k + number)
+    for name, classes in {"trn": MOSAIC_CLASSES, "val": [], "test": []}.items():
+        write_lines(root / f"{name}.txt", classes)
+    return ["--root", str(root), "--side", "6", "--num", "3"]
+
+
+MOSAIC_CLASSES = ["ab_wheel", "abacus", "whale", "zebra"]
+
+
 def raw_pascal_context(root):
     folder, stems = root / "VOCdevkit" / "VOC2010", ("2008_000002", "2008_000003")
     for k, stem in enumerate(stems):
@@ -207,6 +220,7 @@ RAW = {
     "folder": raw_folder,
     "fss1000": raw_fss1000,
     "hf": raw_hf,
+    "mosaic4": raw_mosaic4,
     "pascal5i": raw_pascal5i,
     "pascal_context": raw_pascal_context,
     "pascal_voc": raw_pascal_voc,
