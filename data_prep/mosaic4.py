@@ -1,6 +1,6 @@
 """Mosaics of four photos of FSS-1000, each of another class: whether a class is found, not just whatever object there is.
 
-The files lie as `data_prep/fss1000.py` says. Fusioner's paper tests on such pictures, Mosaic-4, but neither they nor how they are put together
+The files lie as `data_prep/fss1000.py` says. Fusioner's paper tests on such pictures, Mosaic-4, but neither they nor how they are made
 are published. Here photo i of a split is drawn from (seed, split, i): four different classes of the split, a photo of each, resized to
 `--side` pixels and laid in two rows of two. There are as many as the split has photos, or `--num`.
 """
