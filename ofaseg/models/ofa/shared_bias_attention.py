@@ -94,11 +94,6 @@ def _empty_like_tokens(x: Tensor) -> Tensor:
     return torch.empty(batch, length, heads, width, dtype=x.dtype, device=x.device).transpose(1, 2)
 
 
-def _later(rows: int, device: torch.device) -> Tensor:
-    """(rows, rows) bool, True above the diagonal."""
-    return torch.ones(rows, rows, dtype=torch.bool, device=device).triu(1)
-
-
 # Both functions below hide keys after the exponential, by zeros: exp takes twenty times longer for -inf than for a number.
 # All large intermediate results go to buffers that are used again, so that they stay in the cache and cost no fresh pages.
 
@@ -114,7 +109,6 @@ def _backward_by_rows(query, key, value, key_padding, output, log_sum, gradient,
     delta = (gradient * output).sum(-1, keepdim=True).float()
     log_sum = log_sum.unsqueeze(-1)
     scratch = torch.empty(3, ROWS * total, dtype=torch.float32, device=bias.device)
-    later = _later(ROWS, bias.device) if causal else None
     for head in range(heads):
         q, k, v, g = (x[:, head].float().contiguous() for x in (query, key, value, gradient))
         q = q * scale
@@ -132,7 +126,7 @@ def _backward_by_rows(query, key, value, key_padding, output, log_sum, gradient,
                 if key_padding is not None:
                     probs.masked_fill_(key_padding[b, :keys], 0.0)
                 if causal:
-                    probs[:, first:].masked_fill_(later[:count, :count], 0.0)
+                    probs[:, first:].tril_()
                 grad_v_b.addmm_(probs.T, g_b)
                 target = scores if b else sum_scores
                 torch.mm(g_b, v_b.T, out=target)
@@ -158,7 +152,6 @@ def _backward_by_samples(query, key, value, key_padding, output, log_sum, gradie
     delta = (gradient * output).sum(-1, keepdim=True)
     log_sum = log_sum.unsqueeze(-1)
     scratch = bias.new_empty(2, samples, *bias.shape)
-    later = _later(bias.shape[1], bias.device) if causal else None
     for first in range(0, batch, samples):
         part = slice(first, min(first + samples, batch))
         # batched products see (samples * H, length, width)
@@ -171,7 +164,7 @@ def _backward_by_samples(query, key, value, key_padding, output, log_sum, gradie
         if key_padding is not None:
             probs.masked_fill_(key_padding[part, None, None, :], 0.0)
         if causal:
-            probs.masked_fill_(later, 0.0)
+            probs.tril_()
         torch.bmm(flat_probs.transpose(1, 2), g, out=grad_v)
         torch.bmm(g, v.transpose(1, 2), out=flat_scores)
         scores.sub_(delta[part]).mul_(probs)
