@@ -44,10 +44,12 @@ class MaskTargetDataset(SegmentationDataset):
         self.tasks, self.class_rows = tuple(tasks), np.asarray(class_rows if training else range(len(vocabulary)))
         self.needs_segments = training and bool({INSTANCE, PANOPTIC} & set(tasks))
         self.sources, self.decode_segments = SOURCES, decode_segments
-        if PANOPTIC not in tasks and set(OBJECTS) <= set(reader.columns) and not set(SOURCES) <= set(reader.columns):
-            self.sources, self.decode_segments = OBJECTS, drawn_instances
-        elif self.needs_segments:
-            check_segment_columns(reader)
+        if self.needs_segments:
+            have = set(reader.columns)
+            if PANOPTIC not in tasks and have >= set(OBJECTS) and not have >= set(SOURCES):
+                self.sources, self.decode_segments = OBJECTS, drawn_instances
+            else:
+                check_segment_columns(reader)
         if training and INSTANCE in tasks and not any(vocabulary.thing):
             raise VocabularyError(
                 "the vocabulary marks no class as a thing, which the task instance needs; mark them in vocabulary.json (thing), or leave "
