@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 
 from ofaseg.checkpoints import load_model, load_state
 from ofaseg.checkpoints.fusioner import load_towers
+from ofaseg.models import freeseg
+from ofaseg.models.freeseg_state import to_ours
 from ofaseg.models.fusioner import Fusioner, architecture_config
 from tests.checkpoints.clip_files import nano_state
 from tests.models.one_layer import one_layer
@@ -62,6 +64,20 @@ def test_simseg(tmp_path):
     ours, official = load_state(checkpoint)["model"], load_state(tmp_path / "official.pth")["model"]
     assert ours.keys() == official.keys() and all(torch.equal(ours[key], official[key]) for key in ours)
     assert torch.load(tmp_path / "official.pth")["state_dict"].keys() != ours.keys(), "the entries have their official names"
+
+
+def test_freeseg(tmp_path):
+    torch.manual_seed(7)
+    model, checkpoint = freeseg.FreeSeg(freeseg.architecture_config("freeseg_nano")), tmp_path / "checkpoint_last.pt"
+    config = OmegaConf.to_container(OmegaConf.create(vars(model.config)), enum_to_str=True) | {"_name": "freeseg_nano"}
+    task = {"_name": "unified_segmentation", "random_towers": True}
+    torch.save({"model": model.state_dict(), "cfg": {"model": config, "task": task}}, checkpoint)
+    assert main([str(checkpoint), str(tmp_path / "official.pth"), "--class-names", "cat, dog, sky"]) == 0
+    official, trained = torch.load(tmp_path / "official.pth", weights_only=True)["model"], model.state_dict()
+    assert official["criterion.empty_weight"].tolist()[:3] == [1, 1, 1] and len(official["criterion.empty_weight"]) == 4
+    assert {key.split(".")[0] for key in official} == {"backbone", "sem_seg_head", "criterion", "clip_adapter"}
+    again = to_ours(official)
+    assert all(torch.equal(again[key], value) for key, value in trained.items())
 
 
 def test_a_method_without_an_official_layout_is_refused(tmp_path, capsys):
