@@ -49,6 +49,10 @@ def text_features(model: FreeSeg, task: str) -> Tensor:
 # ---- mask network ----
 
 
+def dropped(layer, x: Tensor) -> Tensor:
+    return F.dropout(x, layer.dropout.p, layer.training)
+
+
 def backbone(model: FreeSeg, image: Tensor) -> dict[str, Tensor]:
     """Photos (B, 3, H, W) in 0..255 -> res2 .. res5, convolution and norm apart."""
     encoder, features = model.image_encoder, {}
@@ -89,8 +93,8 @@ def pixel_decoder(model: FreeSeg, features: dict[str, Tensor]) -> tuple[list[Ten
     reference = torch.cat([pixel_centres(*shape) for shape in shapes])
     x = torch.cat([part.flatten(2).transpose(1, 2) for part in projected], 1)
     for layer in decoder.layers:
-        x = layer.attention_norm(x + layer.dropout(deformable(layer.attention, x + positions, x, reference, shapes)))
-        x = layer.norm(x + layer.dropout(layer.contract(layer.dropout(F.relu(layer.expand(x))))))
+        x = layer.attention_norm(x + dropped(layer, deformable(layer.attention, x + positions, x, reference, shapes)))
+        x = layer.norm(x + dropped(layer, layer.contract(dropped(layer, F.relu(layer.expand(x))))))
     parts = x.split([height * width for height, width in shapes], 1)
     maps = [part.transpose(1, 2).reshape(len(x), -1, *shape) for part, shape in zip(parts, shapes)]
     lateral = decoder.lateral(features["res2"])
@@ -110,7 +114,7 @@ def interaction(model: FreeSeg, maps: Sequence[Tensor], text: Tensor) -> list[Te
         text = layer.text_norm(text)
         pixels = layer.pixel_norm(feature_map.flatten(2).transpose(1, 2))
         queries, keys, values = heads(layer.q_proj(pixels) * layer.scale), heads(layer.k_proj(text)), heads(layer.v_proj(text))
-        weights = layer.dropout((queries @ keys.transpose(2, 3)).softmax(-1))
+        weights = dropped(layer, (queries @ keys.transpose(2, 3)).softmax(-1))
         pixels = pixels + layer.gamma * layer.out_proj((weights @ values).transpose(1, 2).flatten(2))
         results.append(pixels.transpose(1, 2).reshape(feature_map.shape))
     return results

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofaseg.models.layers.deformable_attention import DeformableAttention
+from ofaseg.models.layers.dropout import Dropout
 
 GROUPS = 32
 READ_LEVELS = ("res5", "res4", "res3")
@@ -58,7 +59,7 @@ class EncoderLayer(nn.Module):
         for layer in (self.expand, self.contract):
             nn.init.xavier_uniform_(layer.weight)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor, reference: Tensor, shapes) -> Tensor:
         """Tokens (B, S, dim), positions (S, dim), reference (S, 2) -> (B, S, dim)."""

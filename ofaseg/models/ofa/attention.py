@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofaseg.models.ofa.recompute import dropout, gelu_norm_linear
+from ofaseg.models.layers.dropout import dropout
+from ofaseg.models.ofa.recompute import gelu_norm_linear
 from ofaseg.models.ofa.relative import AttentionBias
 from ofaseg.models.ofa.shared_bias_attention import attention
 

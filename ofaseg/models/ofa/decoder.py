@@ -5,11 +5,11 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ofaseg.models.layers.dropout import dropout
 from ofaseg.models.ofa import embeddings
 from ofaseg.models.ofa.attention import DecoderLayer, Sizes, absolute_bias, bias_tables, drop_path_rates
 from ofaseg.models.ofa.bias_cache import BiasCache, may_cache, weights_version
 from ofaseg.models.ofa.encoder import EncoderOutput
-from ofaseg.models.ofa.recompute import dropout
 from ofaseg.models.ofa.relative import AttentionBias, BosTerm, GridTerm, TextTerm
 
 DECODER_INPUTS = ("encoder_output", "encoder_input", "query")

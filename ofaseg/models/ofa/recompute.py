@@ -1,24 +1,9 @@
-"""Building blocks that keep little for the backward pass: dropout with a bit mask, and the second half of a feed-forward layer."""
+"""The second half of a feed-forward layer, which keeps little for the backward pass."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-
-def dropout(x: Tensor, rate: float) -> Tensor:
-    """Dropout of a tensor of any shape, as `F.dropout` while training.
-
-    On CPU, torch draws a double per element and keeps a float mask; here 16 random bits decide (the rate is exact to
-    2^-17) and one byte is kept.
-    """
-    if rate == 0.0:
-        return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.dropout(x, rate)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    dropped = words.view(torch.int16)[: x.numel()].view(x.shape) < round(rate * 2**16) - 2**15
-    return x.masked_fill(dropped, 0.0) * (1 / (1 - rate))
 
 
 def gelu_norm_linear(hidden: Tensor, norm: torch.nn.LayerNorm, linear: torch.nn.Linear) -> Tensor:

@@ -1,0 +1,36 @@
+"""Dropout with a bit mask."""
+
+import pytest
+import torch
+
+from ofaseg.models.layers.dropout import Dropout, dropout
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout(rate):
+    x = torch.ones(3, 101, 337, requires_grad=True)
+    y = dropout(x, rate)
+    kept = y != 0
+    assert abs(kept.float().mean().item() - (1 - rate)) < 0.01
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - rate)))
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach())
+
+
+def test_dropout_is_seeded():
+    x = torch.ones(50)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        results.append(dropout(x, 0.5))
+    assert torch.equal(*results) and not torch.equal(results[0], dropout(x, 0.5))
+
+
+def test_no_dropout():
+    x = torch.ones(5)
+    assert dropout(x, 0.0) is x
+
+
+def test_module():
+    x, module = torch.ones(1000), Dropout(0.5)
+    assert (module(x) == 0).any() and module.eval()(x) is x
