@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from ofaseg.mask_matching import Match
 from ofaseg.structures import MaskOutput, MaskTargets
 from ofaseg.utils.points import bilinear_points
+from ofaseg.utils.resize import resize_matrix
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Upsampled mask logits that exist at a time, per device type."""
@@ -188,8 +189,9 @@ def _chunk(logits: Tensor, masks: Tensor, alpha: float, need_gradient: bool) -> 
 
 def _to_size_of(gradient: Tensor, logits: Tensor) -> Tensor:
     """The gradient of upsampled logits (c, H, W) as that of the logits (c, h, w)."""
-    small = torch.ops.aten.upsample_bilinear2d_backward(gradient[None], gradient.shape[1:], (1, *logits.shape), False, None, None)
-    return small[0].to(logits.dtype)
+    down, across = (resize_matrix(*sizes, gradient.device) for sizes in zip(gradient.shape[1:], logits.shape[1:]))
+    narrow = gradient.flatten(0, 1) @ across
+    return (down.T @ narrow.view(*gradient.shape[:2], -1)).to(logits.dtype)
 
 
 # ---- at points ----

@@ -58,7 +58,7 @@ class ResNetPyramid(FoldingEncoder):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised photos (B, 3, H, W) -> for each of `LEVELS` (B, C, ceil(H / stride), ceil(W / stride))."""
         folded = may_fold(self)
-        x = images.to(memory_format=torch.channels_last) if folded else images
+        x = images.to(memory_format=torch.channels_last)
         for n in range(1, self.stem_convolutions + 1):
             conv, norm = getattr(self, f"conv{n}"), getattr(self, f"bn{n}")
             x = self.folded(x, conv, norm) if folded else F.relu(norm(conv(x)), inplace=True)
