@@ -13,6 +13,7 @@ from torch import Tensor
 from ofaseg.evaluation.refine import close_holes, nearest_resize, refine_masks
 from ofaseg.evaluation.zero_shot_settings import ZeroShotSettings
 from ofaseg.structures import DenseOutput, SegmentationOutput
+from ofaseg.utils.threads import one_core_each
 
 CLOSING_KERNEL = 7
 """Side in pixels of the closing of masks."""
@@ -94,18 +95,26 @@ def segment_by_candidates(
     if output.image_scores is None:
         raise ValueError("choosing candidates needs scores of whole photos, which this model does not give")
     # one transfer for the batch instead of one per photo
-    scores = output.image_scores.float().cpu()
-    results = []
-    for logits, photo_scores, image, size in zip(output.class_logits, scores, images, native_sizes):
-        size = (int(size[0]), int(size[1]))
-        chosen = candidate_classes(photo_scores, settings)
-        masks = torch.zeros(0, *size, dtype=torch.bool, device=logits.device)
-        if chosen:
-            maps = foreground_maps(logits[[k for k, _ in chosen]].float(), tuple(image.shape[:2]))
-            masks = refine_masks(refine, image, maps, threshold)
-            masks = nearest_resize(close_holes(masks, CLOSING_KERNEL), size)
-        under = settings.background_class
-        if under is None:
-            under = nearest_resize(logits.argmax(0), size)
-        results.append(SegmentationOutput(label_map=paint(masks, chosen, under)))
-    return results
+    photos = list(zip(output.class_logits, output.image_scores.float().cpu(), images, native_sizes))
+
+    def segment(photo) -> SegmentationOutput:
+        return _segment_photo(*photo, settings, refine, threshold)
+
+    return one_core_each(segment, photos, output.class_logits.device)
+
+
+def _segment_photo(
+    logits: Tensor, scores: Tensor, image: Tensor, size: tuple[int, int], settings: ZeroShotSettings, refine: str, threshold: float
+) -> SegmentationOutput:
+    """As `segment_by_candidates`, for logits (K, h, w), scores (K,) and image (H, W, 3) of one photo."""
+    size = (int(size[0]), int(size[1]))
+    chosen = candidate_classes(scores, settings)
+    masks = torch.zeros(0, *size, dtype=torch.bool, device=logits.device)
+    if chosen:
+        maps = foreground_maps(logits[[k for k, _ in chosen]].float(), tuple(image.shape[:2]))
+        masks = refine_masks(refine, image, maps, threshold)
+        masks = nearest_resize(close_holes(masks, CLOSING_KERNEL), size)
+    under = settings.background_class
+    if under is None:
+        under = nearest_resize(logits.argmax(0), size)
+    return SegmentationOutput(label_map=paint(masks, chosen, under))
