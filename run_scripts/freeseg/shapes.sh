@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # FreeSeg on the drawn world: a small CLIP from captions and boxes, prompts and masks of 13 classes, four kinds of objects held out. CPU, no download.
 #   [SEED=1] [DATA=shards] [CLIP=checkpoint_last.pt] [PROMPTS=checkpoint_last.pt] run_scripts/freeseg/shapes.sh [--dry-run] [fairseq-train flags of stage two]
-#   CLIP, PROMPTS  of an earlier run, its clip/checkpoint_last.pt and prompts/checkpoint_last.pt; without them they are trained first
+#   CLIP, PROMPTS  of an earlier run, its clip/checkpoint_last.pt and prompts/checkpoint_last.pt; without them they are trained first.
+#                  PROMPTS=none: CLIP reads bare names
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 FOLDER="$OUT" MASK_FLAGS=("${ARGUMENTS[@]}")
 DATA="${DATA:-$OUT/shards}"
@@ -24,9 +25,11 @@ if [ -z "${PROMPTS:-}" ]; then
     --batch-size 32 --max-update 408 --valid-subset val --batch-size-valid 50 --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed 1
 fi
 OUT="$FOLDER/masks" ARGUMENTS=("${MASK_FLAGS[@]}")
+PROMPT_FLAGS=(--prompt-checkpoint "$PROMPTS")
+[ "$PROMPTS" != none ] || PROMPT_FLAGS=(--class-prompt-length 0 --task-prompt-length 0)
 train "$DATA" \
   --task unified_segmentation --arch freeseg_nano --criterion mask_matching --patch-image-size 96 \
-  --clip-checkpoint "$CLIP" --prompt-checkpoint "$PROMPTS" --frozen-prompts \
+  --clip-checkpoint "$CLIP" "${PROMPT_FLAGS[@]}" --frozen-prompts \
   --optimizer torch_adamw --weight-decay 0.05 --clip-norm 1.0 --lr 1e-3 --lr-scheduler cosine_warmup_ratio --warmup-ratio 0.05 \
   --batch-size 16 --max-update 1000 --disable-validation --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed "${SEED:-1}"
 ARGUMENTS=()  # those were for training

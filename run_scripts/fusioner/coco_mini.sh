@@ -16,6 +16,6 @@ train "$DATA" \
   --image-tower mobilenet_v2_stride16 --image-checkpoint "$MOBILENET" --pixel-statistics half \
   --text-tower table --text-tokenizer table --text-embeddings "$TEXTS" --patch-image-size 224 --autocast bf16 \
   --optimizer fusioner_adamw --lr 1e-3 --lr-scheduler fusioner_cosine --warmup-num-update 50 --batch-size 16 --max-update 400 \
-  --valid-subset val --batch-size-valid 32 --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed "${SEED:-1}"
+  --valid-subset val --batch-size-valid 32 --validate-interval 10 --no-epoch-checkpoints --num-workers 0 --log-interval 50 --seed "${SEED:-1}"
 scores fewshot "$OUT/checkpoint_last.pt" "$DATA" --split val --batch-size 32 --exchange-names 1 --out "$OUT/test"
 scores fewshot "$OUT/checkpoint_last.pt" "$DATA" --split val --batch-size 32 --exchange-names 1 --base --out "$OUT/test_base"
