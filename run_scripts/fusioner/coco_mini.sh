@@ -12,7 +12,7 @@ if ! has_split "$DATA" val; then
   run "$BIN/python" "$ROOT/data_prep/prepare.py" coco_object --root "${RAW:-ROOT}" --out "$DATA" --label-files instances
 fi
 train "$DATA" \
-  --task fusion_segmentation --criterion masked_binary_cross_entropy --arch fusioner_nano --benchmark coco20i --fold "$FOLD" \
+  --task fusion_segmentation --criterion masked_binary_cross_entropy --foreground-weight 8 --arch fusioner_nano --benchmark coco20i --fold "$FOLD" \
   --image-tower mobilenet_v2_stride16 --image-checkpoint "$MOBILENET" --pixel-statistics half \
   --text-tower table --text-tokenizer table --text-embeddings "$TEXTS" --patch-image-size 224 --autocast bf16 \
   --optimizer fusioner_adamw --lr 1e-3 --lr-scheduler fusioner_cosine --warmup-num-update 50 --batch-size 16 --max-update 400 \
