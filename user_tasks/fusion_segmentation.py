@@ -22,6 +22,7 @@ from ofaseg.models.layers.subclass_fusion import NAME_RULES
 from ofaseg.models.text_encoders.text_table import NameTokenizer, TextTable
 from ofaseg.structures import DenseOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary, parse_class_names
+from user_tasks.base_tasks import in_order
 from user_tasks.dense_segmentation import DenseSegmentationConfig, DenseSegmentationTask
 from user_tasks.feature_cache import FeatureCache
 
@@ -216,12 +217,12 @@ class FusionSegmentationTask(DenseSegmentationTask):
         device = next(model.parameters()).device
         if not sample["nsentences"]:
             log = {"loss": torch.zeros((), device=device), "sample_size": 0, "ntokens": 0, "nsentences": 0}
-            return log["loss"], 0, log | {"_pairs": self._no_counts(device), "_bad_rows": len(sample.get("bad_rows", ()))}
+            return log["loss"], 0, in_order(log | {"_pairs": self._no_counts(device), "_bad_rows": len(sample.get("bad_rows", ()))})
         logits = self.pair_logits(model, sample)
         loss, sample_size, log = criterion.loss(logits, sample["target"])
         log["_pairs"] = self.counts_of_pairs(logits, sample).flatten()
         log["_bad_rows"] = len(sample.get("bad_rows", ()))
-        return loss, sample_size, log
+        return loss, sample_size, in_order(log)
 
     def _no_counts(self, device) -> Tensor:
         return torch.zeros(NUM_COUNTS * len(self.vocabulary), dtype=torch.long, device=device)

@@ -24,6 +24,7 @@ class MaskOutputOptions(FairseqDataclass):
     """How mask proposals become results."""
 
     without_regions: bool = field(default=False, metadata={"help": "predict without CLIP's opinion of the masked regions: quicker"})
+    valid_without_regions: bool = field(default=False, metadata={"help": "so in validation during training alone"})
     ensemble_weight: float = field(
         default=0.8, metadata={"help": "0..1, how much of a base class's score is the query's, and of a novel one's CLIP's"}
     )

@@ -16,6 +16,7 @@ from ofaseg.data.shards import ShardError
 from ofaseg.evaluation.classification import GROUPS, TOP, accuracies, hit_counts
 from ofaseg.structures import unwrap
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError
+from user_tasks.base_tasks import in_order
 from user_tasks.labelled_task import TRAINING_SPLITS, LabelledTask, LabelledTaskConfig
 from user_tasks.learned_prompts import TASKS, LearnedPromptClasses, LearnedPromptOptions, parse_tasks
 
@@ -148,14 +149,14 @@ class PromptLearningTask(LearnedPromptClasses, LabelledTask):
         if not sample["nsentences"]:
             zero = torch.zeros((), device=device)
             log = {"loss": zero, "sample_size": 0, "ntokens": 0, "nsentences": 0, "_bad_rows": len(sample["bad_rows"])}
-            return zero, 0, log | {"_hits": torch.zeros(len(GROUPS), len(TOP) + 1, dtype=torch.long, device=device)}
+            return zero, 0, in_order(log | {"_hits": torch.zeros(len(GROUPS), len(TOP) + 1, dtype=torch.long, device=device)})
         with torch.no_grad(), self.autocast(device):
             class_logits = model(**sample["net_input"])
             loss, sample_size, log = criterion.loss(class_logits, sample["target"])
         novel = torch.ones(len(self.vocabulary), dtype=torch.bool, device=device)
         novel[self.trained_classes] = False
         log["_bad_rows"] = len(sample.get("bad_rows", ()))
-        return loss, sample_size, log | {"_hits": hit_counts(class_logits, sample["target"], novel)}
+        return loss, sample_size, in_order(log | {"_hits": hit_counts(class_logits, sample["target"], novel)})
 
     def reduce_metrics(self, logging_outputs, criterion) -> None:
         super().reduce_metrics(logging_outputs, criterion)

@@ -16,6 +16,7 @@ from ofaseg.data.segmentation_dataset import SegmentationDataset
 from ofaseg.evaluation import postprocess, semantic, tiling
 from ofaseg.structures import DenseOutput, SegmentationOutput, unwrap
 from ofaseg.vocabulary import ClassVocabulary
+from user_tasks.base_tasks import in_order
 from user_tasks.labelled_task import TRAINING_SPLITS, LabelledTask, LabelledTaskConfig
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,8 @@ class SegmentationTask(LabelledTask):
         model.eval()
         device = next(model.parameters()).device
         if not sample["nsentences"]:
-            return self._empty_step(sample, device)
+            loss, sample_size, log = self._empty_step(sample, device)
+            return loss, sample_size, in_order(log)
         with torch.no_grad(), self.autocast(device):
             output = model(**sample["net_input"])
             output = output._replace(class_logits=output.class_logits.float())
@@ -146,7 +148,7 @@ class SegmentationTask(LabelledTask):
             images = self.photo_pixels(model, sample["net_input"], post)
             results = postprocess.segmentations(output, sample["native_sizes"], post, images=images)
             logging_output.update(self.counts(key, results, sample["native_label_maps"]))
-        return loss, sample_size, logging_output
+        return loss, sample_size, in_order(logging_output)
 
     def _empty_step(self, sample, device):
         """A batch whose rows were all unreadable adds nothing but their count."""

@@ -17,17 +17,21 @@ from ofaseg.structures import MaskOutput, unwrap
 from ofaseg.subclasses.label_set import LabelSetError
 from ofaseg.vocabulary import ClassVocabulary
 from user_tasks import subclass_options
+from user_tasks.base_tasks import in_order
 from user_tasks.learned_prompts import TASKS, LearnedPromptClasses, LearnedPromptOptions, parse_tasks
 from user_tasks.mask_outputs import MaskOutputOptions, MaskOutputs, with_things
 from user_tasks.segmentation_task import LONG_SIDE, SegmentationTask, SegmentationTaskConfig
 
 SCALES = tuple(k / 10 for k in range(5, 16))
-"""Short sides of training photos are so many times the crop's (published, on COCO: 320, 384 ... 960 for 640)."""
+"""Short sides of training photos are so many times the crop's, unless the configuration names some (COCO: 320, 384 ... 960 for 640)."""
 
 
 @dataclass
 class UnifiedSegmentationConfig(MaskOutputOptions, subclass_options.SubclassNameOptions, LearnedPromptOptions, SegmentationTaskConfig):
     patch_image_size: int = field(default=640, metadata={"help": "side of training crops, short side of test photos (COCO: 640)"})
+    short_sides: str = field(
+        default="", metadata={"help": "short sides of training photos in pixels, 320,384,448; default: 0.5, 0.6 ... 1.5 times the crop's"}
+    )
     label_offset: int = field(default=0, metadata={"help": "for TSV files without vocabulary.json: stored label of class 0"})
     tasks: str = field(
         default=",".join(TASKS), metadata={"help": "what is trained, one drawn per update: semantic,instance,panoptic or some of them"}
@@ -57,6 +61,7 @@ class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTas
 
     Attributes:
         tasks: what is trained, of `TASKS`.
+        short_sides: one of which every training photo's short side gets, in pixels.
         class_words: with `subclasses`, for each class the token ids of the names that its vector is the mean of; else None.
         tuner: of prompts at test time; None without `tuning_steps`.
     """
@@ -64,6 +69,7 @@ class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTas
     def __init__(self, cfg: UnifiedSegmentationConfig, vocabulary: ClassVocabulary):
         super().__init__(cfg, with_things(vocabulary, cfg.things))
         self.tasks = parse_tasks(cfg.tasks)
+        self.short_sides = parse_sides(cfg.short_sides) or tuple(int(cfg.patch_image_size * scale + 0.5) for scale in SCALES)
         self.set_up_outputs(cfg)
         self.set_up_prompts(cfg, vocabulary.names)
         self.class_words = self._class_words()
@@ -85,6 +91,7 @@ class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTas
         model = super().build_model(cfg, from_checkpoint)
         self._give_words(model)
         self.size_multiple = model.config.size_divisibility
+        model.first_task = self.drawn_task(0)
         if from_checkpoint:
             return model
         self.trained_vocabulary = self.vocabulary
@@ -132,11 +139,16 @@ class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTas
         return partial(MaskTargetDataset, tasks=self.tasks, class_rows=rows)
 
     def training_transform(self, sample: dict, rng: np.random.Generator) -> dict:
-        """Short side drawn from `SCALES`, crop, flip, colour jitter; crops are taken wherever they fall, as published."""
+        """Short side drawn from `short_sides`, crop, flip, colour jitter; crops are taken wherever they fall, as published."""
         size = self.cfg.patch_image_size
-        short = int(size * rng.choice(SCALES) + 0.5)
-        sample = transforms.random_crop(transforms.resize_short_side(sample, short, LONG_SIDE * size), rng, size, cat_max_ratio=1.0)
+        sample = transforms.resize_short_side(sample, int(rng.choice(self.short_sides)), LONG_SIDE * size, antialias=True)
+        sample = transforms.random_crop(sample, rng, size, cat_max_ratio=1.0)
         return transforms.photometric_distortion(transforms.random_flip(sample, rng), rng)
+
+    def evaluation_transform(self, sample: dict, rng: Optional[np.random.Generator] = None) -> dict:
+        """As in other tasks, with antialiasing, as published."""
+        size = self.cfg.patch_image_size
+        return transforms.resize_short_side({"image": sample["image"]}, size, LONG_SIDE * size, antialias=True)
 
     # ---- steps ----
 
@@ -166,14 +178,15 @@ class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTas
         device = next(model.parameters()).device
         if not sample["nsentences"]:
             loss, _, log = self._empty_step(sample, device)
-            return loss, 0, log | {"sample_size": 0} | dict.fromkeys(criterion.parts, loss)
-        output = self.proposals(model, sample["net_input"])[SEMANTIC]
+            return loss, 0, in_order(log | {"sample_size": 0} | dict.fromkeys(criterion.parts, loss))
+        regions = not (self.cfg.without_regions or self.cfg.valid_without_regions)
+        output = self.proposals(model, sample["net_input"], regions=regions)[SEMANTIC]
         lists = [lists[SEMANTIC].to(device) for lists in sample["mask_lists"]]
         targets = mask_targets([part.to(device) for part in sample["input_label_maps"]], lists, self.size_multiple)
         loss, sample_size, log = criterion.loss(output, targets)
         log["_bad_rows"] = len(sample.get("bad_rows", ()))
         results = self.class_maps(output, sample["net_input"][self.image_key].shape[2:], sample["native_sizes"])
-        return loss, sample_size, log | self.counts("_confusion", results, sample["native_label_maps"])
+        return loss, sample_size, in_order(log | self.counts("_confusion", results, sample["native_label_maps"]))
 
     def validation_posts(self) -> dict[str, PostProcess]:
         return {"_confusion": self.post_process()}
@@ -181,11 +194,15 @@ class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTas
     # ---- prediction ----
 
     @torch.no_grad()
-    def proposals(self, model, net_input: dict, tasks: Sequence[str] = (SEMANTIC,)) -> dict[str, MaskOutput]:
-        """For each task the masks and scores of a batch, whose photos are encoded once."""
+    def proposals(
+        self, model, net_input: dict, tasks: Sequence[str] = (SEMANTIC,), regions: Optional[bool] = None
+    ) -> dict[str, MaskOutput]:
+        """For each task the masks and scores of a batch, whose photos are encoded once; with CLIP's opinion of regions where asked for
+        (default: as configured)."""
         image = net_input[self.image_key].to(next(model.parameters()).device, non_blocking=True)
+        regions = not self.cfg.without_regions if regions is None else regions
         with self.autocast(image.device):
-            return self.mask_prediction(model)(image, tasks, regions=not self.cfg.without_regions)
+            return self.mask_prediction(model)(image, tasks, regions=regions)
 
     def mask_prediction(self, model):
         """`model.predict`, or with `tuning_steps` the same with prompts tuned to each photo."""
@@ -194,3 +211,11 @@ class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTas
         every = str(self.cfg.tuning_classes) == "all"
         novel = [k for k in range(len(self.vocabulary)) if every or k not in self.trained_classes]
         return partial(self.tuner.predict, model, novel)
+
+
+def parse_sides(text: str) -> tuple[int, ...]:
+    """Pixels from a comma list. Raises ValueError for anything but numbers above 0."""
+    sides = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(side.isdecimal() and int(side) for side in sides):
+        raise ValueError(f"short sides {text!r}: give pixels, separated by commas, such as 320,384,448")
+    return tuple(int(side) for side in sides)

@@ -11,6 +11,7 @@ from typing import Callable, Optional, Union
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from ofaseg.vocabulary import IGNORE_INDEX
 
@@ -21,11 +22,18 @@ _CLEARANCE = 1e-4
 """Ten times the rounding error of float32 at 255."""
 
 
-def resize(sample: dict, height: int, width: int) -> dict:
-    """To (height, width): image bilinear without antialiasing, label map nearest (source index floor(i * in / out))."""
+def resize(sample: dict, height: int, width: int, antialias: bool = False) -> dict:
+    """To (height, width): image bilinear, label map nearest (source index floor(i * in / out)).
+
+    With `antialias` a pixel of a smaller image is a mean over all that it stands for, as Pillow resizes.
+    """
     if sample["image"].shape[:2] == (height, width):
         return dict(sample)
-    result = sample | {"image": cv2.resize(sample["image"], (width, height), interpolation=cv2.INTER_LINEAR)}
+    if antialias:
+        image = np.array(Image.fromarray(sample["image"]).resize((width, height), Image.Resampling.BILINEAR))
+    else:
+        image = cv2.resize(sample["image"], (width, height), interpolation=cv2.INTER_LINEAR)
+    result = sample | {"image": image}
     if "label_map" in sample:
         result["label_map"] = cv2.resize(sample["label_map"], (width, height), interpolation=cv2.INTER_NEAREST)
     return result
@@ -40,9 +48,9 @@ def short_side_size(height: int, width: int, short: float, long: float, multiple
     return max(1, int(height * factor + 0.5)) * multiple, max(1, int(width * factor + 0.5)) * multiple
 
 
-def resize_short_side(sample: dict, short: int = 512, long: int = 2048) -> dict:
-    """Scales, aspect kept, until the short side is `short` or the long side is `long`, whichever comes first."""
-    return resize(sample, *short_side_size(*sample["image"].shape[:2], short, long))
+def resize_short_side(sample: dict, short: int = 512, long: int = 2048, antialias: bool = False) -> dict:
+    """Scales, aspect kept, until the short side is `short` or the long side is `long`, whichever comes first; see `resize`."""
+    return resize(sample, *short_side_size(*sample["image"].shape[:2], short, long), antialias)
 
 
 def random_scale(

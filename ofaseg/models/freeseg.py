@@ -21,7 +21,7 @@ from ofaseg.models.layers.mask_predictor import MaskPredictor, Predictions
 from ofaseg.models.layers.pixel_decoder import PixelDecoder, PixelFeatures
 from ofaseg.models.layers.region_crops import full_masks, region_vectors
 from ofaseg.models.layers.text_interaction import TextInteraction
-from ofaseg.models.prompted_clip import ANY_TASK, TASKS, PromptedClip, PromptedClipConfig, check_tokenizer
+from ofaseg.models.prompted_clip import TASKS, PromptedClip, PromptedClipConfig, check_tokenizer
 from ofaseg.models.segmenter import Segmenter
 from ofaseg.models.state import StateUpgrade
 from ofaseg.structures import MaskOutput
@@ -108,12 +108,14 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
 
     Attributes:
         grid_stride: pixels per cell of mask logits.
+        first_task: of `TASKS`, see `class_embeddings`; training sets the task of its first update.
 
     Raises:
         ValueError: an unknown image encoder, widths that do not fit, or open_clip_torch is missing.
     """
 
     grid_stride = 4
+    first_task = TASKS[0]
 
     def __init__(self, config: FreeSegConfig, prompts: Optional[Sequence] = None):
         super().__init__()
@@ -165,10 +167,11 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
 
     # -- texts -----------------------------------------------------------------------------------------------------
 
-    def text_key(self, task: str) -> str:
-        """With `first_task_text` frozen prompts give all tasks the text of the first one that is asked for."""
-        frozen = not self.prompt.class_prompt.requires_grad
-        return ANY_TASK if frozen and self.config.first_task_text else super().text_key(task)
+    def class_embeddings(self, task: str = TASKS[0], rows: Optional[Tensor] = None) -> Tensor:
+        """As `PromptedClip.class_embeddings`; with `first_task_text` frozen prompts give all tasks the text of `first_task`."""
+        if self.config.first_task_text and not self.prompt.class_prompt.requires_grad and task in TASKS:
+            task = self.first_task
+        return super().class_embeddings(task, rows)
 
     def text_features(self, task: str = TASKS[0], class_prompt: Optional[Tensor] = None) -> Tensor:
         """(K + 1, D) unit vectors of the classes, of another class prompt where given, and in the last row of no object."""
@@ -198,13 +201,17 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
     def decode(self, pixels: PixelFeatures, text: Tensor, last_only: bool = False) -> MaskOutput:
         """Masks and scores of encoded photos for text vectors (K + 1, D); of all decoder layers, or the last one."""
         predictions, mask_features = self._read_queries(pixels, text, last_only)
-        vectors = F.normalize(predictions.embeddings.to(text.dtype), dim=-1)
-        logits = self.config.cosine_scale * (vectors @ text.T)
+        logits = self._scaled_cosines(F.normalize(predictions.embeddings.float(), dim=-1), text)
         return MaskOutput(logits.unbind(0), predictions.mask_embeddings, mask_features)
 
     def query_vectors(self, pixels: PixelFeatures, text: Tensor) -> Tensor:
         """(B, Q, D) unit vectors of the queries after the last layer, whose cosines with `text` are the class scores of `decode`."""
-        return F.normalize(self._read_queries(pixels, text, True)[0].embeddings[-1].to(text.dtype), dim=-1)
+        return F.normalize(self._read_queries(pixels, text, True)[0].embeddings[-1].float(), dim=-1)
+
+    def _scaled_cosines(self, vectors: Tensor, text: Tensor) -> Tensor:
+        """Logits (..., K + 1), in float32 always: half a digit of a cosine is a logit."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self.config.cosine_scale * (vectors.float() @ text.float().T)
 
     def _read_queries(self, pixels: PixelFeatures, text: Tensor, last_only: bool) -> tuple[Predictions, Tensor]:
         levels = [*pixels.maps, pixels.mask_features]
@@ -253,7 +260,7 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
             masks = full_masks(mask_logits, self.grid_stride, (height, width), self.config.mask_threshold)
             photo = (colours[:, :height, :width] - self.clip_mean) / self.clip_std
             vectors, found = region_vectors(self.clip, photo, masks, self.config.image_size, self.config.region_batch)
-            logits.append(self.config.cosine_scale * (vectors.to(text.dtype) @ text.T))
+            logits.append(self._scaled_cosines(vectors, text))
             valid.append(found)
         return output._replace(region_logits=torch.stack(logits), region_valid=torch.stack(valid))
 

@@ -93,6 +93,12 @@ class PromptedClip:
         self.words = [[list(name) for name in own] for own in words]
         self.forget_text_vectors()
 
+    def half(self):
+        """Refused, as `bfloat16`: prompts and cosines need float32."""
+        raise ValueError("FreeSeg keeps its weights in float32: instead of --fp16 or --bf16 use --autocast bf16")
+
+    bfloat16 = half
+
     def forget_text_vectors(self) -> None:
         """Text vectors of classes are made anew; needed only when weights were written past autograd's knowledge."""
         self._text_vectors: dict[str, tuple[tuple, Tensor]] = {}
@@ -120,7 +126,7 @@ class PromptedClip:
         version = (self.prompt.version(), *((tensor.data_ptr(), tensor._version) for tensor in tensors))
         known = self._text_vectors.get(key)
         if known is None or known[0] != version:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(self.clip.text_projection.device.type, enabled=False):  # kept: the same for every caller
                 known = self._text_vectors[key] = (version, self._encode(task))
         return known[1] if rows is None else known[1][rows]
 

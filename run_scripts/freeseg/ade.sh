@@ -6,5 +6,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 freeseg_shards ade20k_panoptic
 learn_prompts() { prompt_stage 16000 32 0.0005 --tasks semantic; }
-learn_masks() { mask_stage 60000 32 1e-4 1e-4 512; }
+SIDES=256,307,358,409,460,512,563,614,665,716,768,819,870,921,972,1024
+learn_masks() { mask_stage 60000 32 1e-4 1e-4 512 --short-sides "$SIDES"; }
 both_stages

@@ -64,7 +64,7 @@ mask_stage() {  # mask_stage UPDATES BATCH LR DECAY CROP FLAG...: AdamW, the pol
     --clip-checkpoint "$CLIP" --prompt-checkpoint "$PROMPTS" --frozen-prompts --image-checkpoint "$BACKBONE" --patch-image-size "$5" \
     --optimizer freeseg_adamw --adam-betas "(0.9, 0.999)" --adam-eps 1e-8 --lr "$3" --weight-decay "$4" --clip-norm 0.01 \
     --lr-scheduler polynomial_decay --power 0.9 --warmup-updates 0 --max-update "$1" --total-num-update "$1" \
-    "${BATCH_FLAGS[@]}" --batch-size-valid 1 --without-regions --valid-subset val --validate-interval 9999 --validate-interval-updates 5000 \
+    "${BATCH_FLAGS[@]}" --batch-size-valid 1 --valid-without-regions --valid-subset val --validate-interval 9999 --validate-interval-updates 5000 \
     --save-interval-updates 5000 --keep-interval-updates 1 --no-epoch-checkpoints --num-workers "${WORKERS:-4}" \
     --best-checkpoint-metric mIoU --maximize-best-checkpoint-metric --seed "${SEED:-42}" "${@:6}"
 }

@@ -178,13 +178,32 @@ def test_frozen_prompts_keep_their_texts_in_training(monkeypatch):
 def test_the_first_tasks_texts_as_published(monkeypatch):
     """With frozen prompts one option brings back the published cache, which knows no tasks."""
     model = build(frozen_prompts=True, first_task_text=True)
+    model.first_task = "panoptic"  # whatever is asked for first: so a run that is resumed goes on with the same texts
     calls = encodings(model, monkeypatch)
-    assert model.class_embeddings("panoptic") is model.class_embeddings("semantic") and calls == ["panoptic"]
+    assert model.class_embeddings("semantic") is model.class_embeddings("instance") and calls == ["panoptic"]
     trained = build(first_task_text=True)
     calls = encodings(trained, monkeypatch)
     with torch.no_grad():
         trained.class_embeddings("panoptic"), trained.class_embeddings("semantic")
     assert calls == ["panoptic", "semantic"]
+
+
+@torch.no_grad()
+def test_scores_are_float32_under_autocast(photos):
+    """And so are kept texts: whoever asks first, in whatever precision, leaves the same ones."""
+    model, clean = build(frozen_prompts=True).eval(), build(frozen_prompts=True).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model.predict(photos[:1])["semantic"]
+    assert output.class_logits[-1].dtype == output.region_logits.dtype == torch.float32
+    assert torch.equal(model.class_embeddings(), clean.class_embeddings())
+    expected = clean.predict(photos[:1])["semantic"].class_logits[-1]
+    assert torch.equal(model.predict(photos[:1])["semantic"].class_logits[-1], expected)
+
+
+def test_half_precision_is_refused(nano):
+    for convert in (nano.half, nano.bfloat16):
+        with pytest.raises(ValueError, match="use --autocast bf16"):
+            convert()
 
 
 @torch.no_grad()

@@ -243,8 +243,43 @@ def test_validation(shards):
     assert all(torch.equal(ours.long(), theirs[rows][:, columns].long()) for ours, theirs in zip(batch["input_label_maps"], native))
     empty = {"nsentences": 0, "bad_rows": ["gone"], "net_input": {}, "id": torch.zeros(0)}
     nothing = task.valid_step(empty, model, criterion)[2]
-    assert nothing.keys() == log.keys() and not nothing["_confusion"].any()
+    assert list(nothing) == list(log), "processes add logs up by place"
+    assert not nothing["_confusion"].any()
     assert all(torch.is_tensor(nothing[key]) == torch.is_tensor(log[key]) for key in log)
+
+
+@torch.no_grad()
+def test_validation_alone_without_regions(shards, monkeypatch):
+    """What makes validation quick must not follow the checkpoint into evaluation."""
+    task = make_task(shards, valid_without_regions=True)
+    model, asked = build(task), []
+    monkeypatch.setattr(model, "with_regions", lambda output, *_: asked.append(1) or output)
+    task.load_dataset("val")
+    batch = task.datasets["val"].collater([task.datasets["val"][0]])
+    task.valid_step(batch, model, MaskMatching(task))
+    assert not asked
+    task.proposals(model, batch["net_input"])
+    assert asked
+
+
+def test_short_sides(shards, monkeypatch):
+    """The published scales by default, or the sizes that are named; photos are shrunk with antialiasing, label maps are not."""
+    assert make_task(shards, patch_image_size=640).short_sides == tuple(range(320, 961, 64))
+    task = make_task(shards, short_sides="32, 48")
+    assert task.short_sides == (32, 48)
+    stripes = np.zeros((128, 128, 3), dtype=np.uint8)
+    stripes[::2] = 255
+    sample = {"image": stripes, "label_map": (stripes[..., 0] > 0).astype(np.int16)}
+    drawn, resize = set(), transforms.resize_short_side
+    monkeypatch.setattr(transforms, "resize_short_side", lambda *args, **options: drawn.add(args[1]) or resize(*args, **options))
+    assert all(task.training_transform(sample, np.random.default_rng(k))["image"].shape == (64, 64, 3) for k in range(9))
+    assert drawn == {32, 48}
+    small = task.evaluation_transform({"image": stripes})["image"]
+    assert small.shape == (64, 64, 3) and abs(small.astype(int) - 127).max() < 45, "a mean over the stripes"
+    assert set(np.unique(transforms.resize_short_side(sample, 50, antialias=True)["label_map"])) == {0, 1}
+    for wrong in ("32,0", "32,x", "-5"):
+        with pytest.raises(ValueError, match="give pixels, separated by commas"):
+            make_task(shards, short_sides=wrong)
 
 
 def test_files_of_the_parts(tmp_path, shards):
