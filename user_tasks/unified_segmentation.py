@@ -91,9 +91,9 @@ class UnifiedSegmentationTask(MaskOutputs, LearnedPromptClasses, SegmentationTas
         model = super().build_model(cfg, from_checkpoint)
         self._give_words(model)
         self.size_multiple = model.config.size_divisibility
-        model.first_task = self.drawn_task(0)
         if from_checkpoint:
             return model
+        model.first_task = self.drawn_task(0)
         self.trained_vocabulary = self.vocabulary
         self.load_towers(model)
         if self.cfg.image_checkpoint:

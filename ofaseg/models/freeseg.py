@@ -108,7 +108,7 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
 
     Attributes:
         grid_stride: pixels per cell of mask logits.
-        first_task: of `TASKS`, see `class_embeddings`; training sets the task of its first update.
+        first_task: of `TASKS`, see `class_embeddings`; training sets the one of its first update.
 
     Raises:
         ValueError: an unknown image encoder, widths that do not fit, or open_clip_torch is missing.
