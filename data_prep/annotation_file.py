@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
@@ -34,6 +34,7 @@ class AnnotationFile:
         path: a JSON object with the lists `images`, `categories`, and one of annotations with `image_id` and `category_id`.
         annotations: the name of that list.
         image_key: the key of a photo's id in `images`.
+        nested: keep the folders in `file_name`; else the bare name stands for a photo.
 
     Attributes:
         photos: the records of `images` in file order.
@@ -44,11 +45,12 @@ class AnnotationFile:
         SourceError: it cannot be read, a list is missing, or a photo's record lacks a key.
     """
 
-    def __init__(self, path, annotations: str = "annotations", image_key: str = "id"):
+    def __init__(self, path, annotations: str = "annotations", image_key: str = "id", nested: bool = False):
         self.path = Path(path)
         keep = {"images": _itself, annotations: _image_id, "categories": _itself}
         lists = scan_lists(path, keep)
-        self.photos = [_photo(record.kept, image_key, f"{path}, images[{number}]") for number, record in enumerate(lists["images"])]
+        records = enumerate(lists["images"])
+        self.photos = [_photo(record.kept, image_key, f"{path}, images[{number}]", nested) for number, record in records]
         self.categories = [record.kept for record in lists["categories"]]
         self._ambiguous = _repeated(photo.id for photo in self.photos), _repeated(photo.file_name for photo in self.photos)
         self._index(lists[annotations])
@@ -63,7 +65,7 @@ class AnnotationFile:
             if value in repeated:
                 raise SourceError(f"{self.path}: two records of images have the {key} {value!r}; remove one, or correct it")
         here = self._by_id.get(photo.id, photo)
-        if here[:4] != photo[:4]:
+        if _told_apart_by(here) != _told_apart_by(photo):
             problem = f"image {photo.id} is {here.file_name}, {here.height}x{here.width} (height x width)"
             raise SourceError(f"{self.path}: {problem}, elsewhere {photo.file_name}, {photo.height}x{photo.width}; pair the files again")
 
@@ -76,6 +78,11 @@ class AnnotationFile:
         self._order = np.argsort(of_photo, kind="stable")  # file order within a photo
         self._of_photo = of_photo[self._order]
         self._spans = np.array([(record.start, record.end) for record in records], dtype=np.int64).reshape(-1, 2)[self._order]
+
+    def without_photo(self) -> list[int]:
+        """Numbers of the annotations whose image_id is that of no photo, in file order."""
+        known = np.isin(self._of_photo, [photo.id for photo in self.photos])
+        return sorted(self._order[~known].tolist())
 
     def annotations(self, photo: AnnotatedPhoto) -> Iterator[tuple[str, dict]]:
         """(where it stands, record) of each annotation of a photo, in file order.
@@ -122,7 +129,12 @@ def _image_id(record) -> int:
     return value if isinstance(value, int) and 0 <= value < _LARGEST_ID else -1
 
 
-def _photo(record, image_key: str, where: str) -> AnnotatedPhoto:
+def _told_apart_by(photo: AnnotatedPhoto) -> tuple:
+    """Some copies of a file write folders before the names, others do not."""
+    return photo.id, PurePosixPath(photo.file_name).name, photo.height, photo.width
+
+
+def _photo(record, image_key: str, where: str, nested: bool) -> AnnotatedPhoto:
     if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
         raise SourceError(f"{where}: no file_name; correct the record")
     for key, least in ((image_key, 0), ("height", 1), ("width", 1)):
@@ -131,7 +143,12 @@ def _photo(record, image_key: str, where: str) -> AnnotatedPhoto:
             raise SourceError(f"{where}: {key} of {record['file_name']} is {value!r}, not a number from {least} on; correct the record")
     if record["height"] * record["width"] > MAX_PIXELS:
         raise SourceError(f"{where}: {record['file_name']} of {record['width']}x{record['height']} pixels is too large; correct the record")
-    name = Path(record["file_name"]).name  # some copies write the folder too
+    path = PurePosixPath(record["file_name"].replace("\\", "/"))
+    name = path.name
+    if nested:
+        if path.is_absolute() or ".." in path.parts:
+            raise SourceError(f"{where}: file_name {record['file_name']!r} leads out of the folder of the photos; correct the record")
+        name = path.as_posix()
     return AnnotatedPhoto(record[image_key], name, record["height"], record["width"], str(record.get("phase", "")))
 
 

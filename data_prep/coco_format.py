@@ -4,21 +4,27 @@
     ROOT/annotations/instances_<split>.json
     ROOT/images/<split>/<file_name>                                                           (or ROOT/<split>/)
 
-`--panoptic`, `--instances` and `--photos` name other places, for one split. The classes are the `categories` of the files in their order;
+`--panoptic`, `--instances` and `--photos` name other places, for one split, as paths of their own or below ROOT; with all that is
+needed named, ROOT may be left out. `<file_name>` may hold folders. The classes are the `categories` of the files in their order;
 both files have to agree on them. `--novel` names the classes held out of training, `--classes base` keeps the others alone: what
 belongs to no class kept has no label.
 
 The segments of a panoptic file become `segment_map` and `segments`, the objects of an instances file become `instances`, each with its
 own mask, so that they may overlap. Label maps come from the segments, where there are any, else from the objects: small ones lie on
-top, crowds and what lies under no object have no label. Every segment has to be drawn and listed, and every category known.
+top, crowds and what lies under no object have no label. Without what objects are not, a model cannot learn it: `--background NAME`
+makes a class, the last one, of what lies under no object. Every segment has to be drawn and listed, and every category known.
 """
 
 import argparse
+import logging
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
 from data_prep.annotation_file import AnnotatedPhoto, AnnotationFile
 from data_prep.coco_segments import (
+    CATEGORY_IDS,
     Categories,
     classes_of_instances,
     classes_of_segments,
@@ -29,7 +35,9 @@ from data_prep.coco_segments import (
 )
 from data_prep.paired import find_folder, photo_bytes
 from data_prep.source import Source, SourceError
-from ofaseg.vocabulary import parse_class_names
+from ofaseg.vocabulary import IGNORE_INDEX, parse_class_names
+
+logger = logging.getLogger(__name__)
 
 KEPT = ("all", "base", "novel")
 KINDS = ("panoptic", "instances")
@@ -43,7 +51,7 @@ class PanopticFile:
     """
 
     def __init__(self, path, folder):
-        self.annotations, self.folder = AnnotationFile(path), Path(folder)
+        self.annotations, self.folder = AnnotationFile(path, nested=True), Path(folder)
 
     def record(self, photo: AnnotatedPhoto) -> tuple[str, dict]:
         """(where it stands, the record of a photo). Raises SourceError when there is none, or more than one."""
@@ -65,22 +73,31 @@ class CocoFormatSource(Source):
         photos: folder of the photos.
         panoptic: their segments, or None.
         instances: their objects, or None; needed without `panoptic`.
+        background: class id of what lies under no object, for label maps made from objects; None for no label.
 
     Raises:
         SourceError: neither, or no photo.
     """
 
     def __init__(
-        self, categories: Categories, photos: Path, panoptic: Optional[PanopticFile] = None, instances: Optional[AnnotationFile] = None
+        self,
+        categories: Categories,
+        photos: Path,
+        panoptic: Optional[PanopticFile] = None,
+        instances: Optional[AnnotationFile] = None,
+        background: Optional[int] = None,
     ):
         if panoptic is None and instances is None:
             raise SourceError(f"{photos}: neither a panoptic nor an instances file; name one by --panoptic or --instances")
         self.categories, self.vocabulary = categories, categories.vocabulary
         self.folder, self.panoptic, self.instances = photos, panoptic, instances
+        self.background = IGNORE_INDEX if background is None else background
         listing = instances if panoptic is None else panoptic.annotations
         self.listing, self.photos = listing.path, listing.photos
         if not self.photos:
             raise SourceError(f"{listing.path}: no photo in the list 'images'; is this the file of another split?")
+        stems = Counter(Path(photo.file_name).stem for photo in self.photos)
+        self._repeated_stems = frozenset(stem for stem, count in stems.items() if count > 1)
         self.columns = ("image", "label_map", "id")
         self.columns += ("segment_map", "segments") if panoptic is not None else ()
         self.columns += ("instances",) if instances is not None else ()
@@ -89,7 +106,14 @@ class CocoFormatSource(Source):
         return len(self.photos)
 
     def name(self, i: int) -> str:
-        return str(self.folder / self.photos[i].file_name)
+        path = self.folder / self.photos[i].file_name
+        bare = self.folder / path.name  # some copies of a file write a folder that is not there
+        return str(bare if bare.is_file() and not path.is_file() else path)
+
+    def sample_id(self, i: int) -> str:
+        """The stem of a photo; with its folders where several photos have that stem."""
+        path = Path(self.photos[i].file_name)
+        return path.with_suffix("").as_posix() if path.stem in self._repeated_stems else path.stem
 
     def files(self, i: int) -> tuple[str, ...]:
         files = [self.name(i)]
@@ -101,14 +125,14 @@ class CocoFormatSource(Source):
     def __getitem__(self, i: int) -> dict:
         """Raises FileNotFoundError for a missing photo or PNG, SourceError for records that cannot be used."""
         photo = self.photos[i]
-        path = self.folder / photo.file_name
+        path = Path(self.name(i))
         if not path.is_file():
             raise FileNotFoundError(f"{path}: photo not found, but {self.listing} lists it; copy it there")
-        sample = {"id": path.stem, "image": photo_bytes(path)}
+        sample = {"id": self.sample_id(i), "image": photo_bytes(path)}
         if self.instances is not None:
             drawn = self.objects(photo)
             sample["instances"] = [entry for entry, _ in drawn]
-            sample["label_map"] = classes_of_instances(drawn, (photo.height, photo.width))
+            sample["label_map"] = classes_of_instances(drawn, (photo.height, photo.width), self.background)
         if self.panoptic is not None:
             segment_map, segments = self.segments(photo)
             sample |= {"segment_map": segment_map, "segments": segments, "label_map": classes_of_segments(segment_map, segments)}
@@ -152,7 +176,8 @@ def open_files(root, split: str, panoptic: str = "", instances: str = "", photos
     Raises:
         FileNotFoundError: what is named is not there, or nothing was found.
     """
-    root = Path(root)
+    root = Path(root or ".")
+    panoptic, instances, photos = (_below(root, path) for path in (panoptic, instances, photos))
     if photos:
         folder = Path(photos)
         if not folder.is_dir():
@@ -166,10 +191,20 @@ def open_files(root, split: str, panoptic: str = "", instances: str = "", photos
         beside = panoptic_path.with_suffix("")
         maps = beside if beside.is_dir() else find_folder(root, [f"annotations/{beside.name}", beside.name], "segment maps")
         found = PanopticFile(panoptic_path, maps)
-    objects = AnnotationFile(instances_path) if instances or instances_path.is_file() else None
+    objects = AnnotationFile(instances_path, nested=True) if instances or instances_path.is_file() else None
     if found is None and objects is None:
         raise FileNotFoundError(f"{panoptic_path} or {instances_path}: not found; copy one there, or name it by --panoptic or --instances")
     return folder, found, objects
+
+
+def _below(root: Path, path: str) -> str:
+    """A path as it was given, or below `root` where it is only there."""
+    return str(root / path) if path and not Path(path).exists() and (root / path).exists() else path
+
+
+def needs_root(args: argparse.Namespace) -> bool:
+    """Whether something has to be looked for."""
+    return not (args.photos and (args.panoptic or args.instances))
 
 
 def list_splits(root, args: argparse.Namespace) -> list[str]:
@@ -188,6 +223,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--panoptic", default="", metavar="JSON", help="panoptic file; its PNG files lie in the folder of its name")
     parser.add_argument("--instances", default="", metavar="JSON", help="instances file")
     parser.add_argument("--photos", default="", metavar="FOLDER", help="folder of the photos")
+    parser.add_argument("--background", default="", metavar="NAME", help="class of what lies under no object (default: no label)")
     parser.add_argument("--novel", default="", help="classes held out of training: file with one name per line, or a comma list")
     parser.add_argument("--classes", default="all", choices=KEPT, help="classes to keep; what belongs to others has no label")
 
@@ -197,4 +233,29 @@ def open_split(root, split: str, args: argparse.Namespace) -> CocoFormatSource:
     photos, panoptic, instances = open_files(root, split, args.panoptic, args.instances, args.photos)
     entries, where = common_categories(panoptic, instances)
     novel = parse_class_names(args.novel) if args.novel else ()
-    return CocoFormatSource(select_categories(entries, novel, args.classes, where), photos, panoptic, instances)
+    categories, background = select_categories(entries, novel, args.classes, where), None
+    if args.background:
+        if panoptic is not None or args.classes != "all":
+            raise SourceError(
+                f"--background {args.background}: for all classes of an instances file alone; what is drawn is known only there"
+            )
+        categories, background = with_background(categories, args.background, where), len(categories.vocabulary)
+    lost = [] if instances is None else instances.without_photo()
+    if lost:
+        logger.warning(
+            "%s: %d annotations are left out, their image_id is that of no photo (the first is annotation %d)",
+            instances.path, len(lost), lost[0],
+        )  # fmt: skip
+    return CocoFormatSource(categories, photos, panoptic, instances, background)
+
+
+def with_background(categories: Categories, name: str, where: str) -> Categories:
+    """The same with one more class, which no category stands for. Raises SourceError for a name that is there."""
+    known = categories.vocabulary
+    if name in known.names:
+        raise SourceError(f"{where}: --background {name!r} is one of the categories; give another name, or leave the option out")
+    novel = (*known.novel, False) if known.novel else ()
+    ids = known.extra[CATEGORY_IDS]
+    extra = known.extra | {CATEGORY_IDS: [*ids, max(ids) + 1]}
+    vocabulary = replace(known, names=(*known.names, name), thing=(*known.thing, False), novel=novel, palette=(), extra=extra)
+    return Categories(vocabulary, categories.classes)

@@ -4,6 +4,8 @@
     ROOT/labels[/<split>]/**/<stem>.png     (or labelme's <stem>.json; `--label-maps SUBDIR` for another name than labels)
     ROOT/classes.txt                        one class name per line (or `--class-names`)
 
+Where names differ beside the stem they share, `--label-ending _mask` pairs a.jpg with a_mask.png, and `--image-ending` does so for photos.
+
 The pixel values of a label map are class numbers from 0 (`--label-offset 1`: from 1) in the order of the list; 255 is no label
 (`--ignore V[,V]` for other values). Palette PNGs are read by index. Colour-coded maps need `--palette FILE` with a line
 "name r g b" for each colour; it can stand in for the class list.
@@ -45,6 +47,8 @@ def add_arguments(parser) -> None:
     add_label_arguments(parser)
     parser.add_argument("--images", default="images", metavar="SUBDIR", help="folder of the photos below --root (default images)")
     parser.add_argument("--label-maps", default="labels", metavar="SUBDIR", help="folder of the label maps below --root (default labels)")
+    parser.add_argument("--image-ending", default="", metavar="TEXT", help="end of all photos' stems, _leftImg8bit; others are left out")
+    parser.add_argument("--label-ending", default="", metavar="TEXT", help="end of all label maps' stems, _mask for a.jpg and a_mask.png")
     parser.add_argument("--palette", metavar="FILE", help="lines 'name r g b': the label maps are colour-coded")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="share of val where there are no split folders (default 0.2)")
 
@@ -141,8 +145,9 @@ def open_split(root, split: str, args: argparse.Namespace) -> Source:
     ignore = tuple(args.ignore or ())
     folder = usual_names(find_split_folders(images, labels).names).get(split)
     if folder is not None:
-        return FolderSource(vocabulary, pair_by_stem(images / folder, labels / folder), ignore, palette, on_bad_sample)
-    pairing = pair_by_stem(images, labels)
+        pairing = pair_by_stem(images / folder, labels / folder, args.image_ending, args.label_ending)
+        return FolderSource(vocabulary, pairing, ignore, palette, on_bad_sample)
+    pairing = pair_by_stem(images, labels, args.image_ending, args.label_ending)
     chosen = choose_by_hash([pair.stem for pair in pairing.pairs], args.val_fraction, split)
     # the faults of a folder without splits are those of its first one, so that they are counted once
     faults = pairing.faults if split == _BY_HASH[0] or on_bad_sample != "skip" else []

@@ -136,7 +136,8 @@ def _named_dataset(argv) -> Optional[str]:
 def open_splits(module, args: argparse.Namespace) -> dict[str, Source]:
     """Split name -> its source, for the splits that the command line asks for. Raises PrepareError."""
     name = args.dataset
-    if args.root is None and getattr(module, "NEEDS_ROOT", True):
+    needs_root = module.needs_root(args) if hasattr(module, "needs_root") else getattr(module, "NEEDS_ROOT", True)
+    if args.root is None and needs_root:
         raise PrepareError(f"{name} needs --root, the folder of the raw dataset:\n{inspect.cleandoc(module.__doc__)}")
     try:
         known = module.list_splits(args.root, args) if hasattr(module, "list_splits") else module.SPLITS

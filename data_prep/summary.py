@@ -97,7 +97,9 @@ def describe(summary: dict) -> str:
         if absent:
             lines.append(f"{split}: no pixel of {', '.join(absent)}")
     elif classes and summary["unlabelled_rows"] < summary["rows"]:
-        lines.append(f"{split}: no pixel has a class; check the label values and --label-offset of the source")
+        lines.append(
+            f"{split}: no pixel has a class; check the label values and --label-offset of the source, or that its annotations have outlines"
+        )
     skipped = summary["skipped"]
     if skipped:
         lines.append(f"{split}: {len(skipped)} bad samples skipped, listed in {summary_path('', split)}")

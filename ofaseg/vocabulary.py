@@ -213,7 +213,9 @@ def resolve_vocabulary(class_names: str, shard_vocabulary: Optional[ClassVocabul
         return ClassVocabulary(names=names, source="--class-names")
     theirs = shard_vocabulary.names
     if len(names) != len(theirs):
-        raise VocabularyError(f"--class-names has {len(names)} classes, {shard_vocabulary.source} has {len(theirs)}; remove one of the two")
+        some = ", ".join(theirs[:10]) + (", ..." if len(theirs) > 10 else "")
+        cure = f"drop --class-names, or give {len(theirs)} names in that order with --rename-classes"
+        raise VocabularyError(f"--class-names has {len(names)} classes, the shards have {len(theirs)} ({some}); {cure}")
     if names != theirs and not rename_classes:
         k = next(k for k in range(len(names)) if names[k] != theirs[k])
         raise VocabularyError(

@@ -55,6 +55,73 @@ def test_instances_alone_are_painted_small_ones_on_top(tmp_path):
     np.testing.assert_array_equal(source[0]["label_map"], expected)
 
 
+def test_background_is_a_class_on_request(tmp_path):
+    write_coco_format(tmp_path)
+    with pytest.raises(SourceError, match="for all classes of an instances file alone"):
+        open_split(tmp_path, "--background", "wall")
+    (tmp_path / "annotations" / "panoptic_train.json").unlink()
+    source = open_split(tmp_path, "--background", "wall", "--novel", "dog")
+    vocabulary, label_map = source.vocabulary, source[0]["label_map"]
+    assert (
+        vocabulary.names == ("cat", "dog", "wall") and vocabulary.thing == (True, True, False) and vocabulary.novel == (False, True, False)
+    )
+    assert len(set(vocabulary.extra["category_ids"])) == 3
+    without = open_split(tmp_path)[0]["label_map"]
+    crowd = mask_of_text(next(e for e in source[0]["instances"] if e["is_crowd"])["mask"], H, W)
+    np.testing.assert_array_equal(label_map, np.where((without == -1) & ~crowd, 2, without))
+    with pytest.raises(SourceError, match="'cat' is one of the categories"):
+        open_split(tmp_path, "--background", "cat")
+
+
+def test_photos_in_folders_of_their_own(tmp_path):
+    """cam0/1.jpg and cam1/1.jpg are two photos; a folder that only the file writes is passed over."""
+    write_coco_format(tmp_path)
+    (tmp_path / "annotations" / "panoptic_train.json").unlink()
+    plain = open_split(tmp_path)
+    samples, paths, names = [plain[i] for i in range(2)], [plain.name(i) for i in range(2)], iter(("cam0/1.jpg", "cam1/1.jpg"))
+
+    def rename(content):
+        for record in content["images"][:2]:
+            record["file_name"] = next(names)
+
+    change_json(tmp_path / "annotations" / "instances_train.json", rename)
+    for path, name in zip(paths, ("cam0", "cam1")):
+        folder = tmp_path / "images" / "train" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "1.jpg").write_bytes(open(path, "rb").read())
+    source = open_split(tmp_path)
+    assert [source[i]["id"] for i in range(2)] == ["cam0/1", "cam1/1"]
+    for i, sample in enumerate(samples):
+        assert source[i]["image"] == sample["image"]
+        np.testing.assert_array_equal(source[i]["label_map"], sample["label_map"])
+
+    def elsewhere(content):
+        content["images"][0]["file_name"] = "train2017/" + paths[0].rsplit("/", 1)[1]
+
+    change_json(tmp_path / "annotations" / "instances_train.json", elsewhere)
+    assert open_split(tmp_path)[0]["image"] == samples[0]["image"]
+
+    def outside(content):
+        content["images"][0]["file_name"] = "../../secret.jpg"
+
+    change_json(tmp_path / "annotations" / "instances_train.json", outside)
+    with pytest.raises(SourceError, match="leads out of the folder"):
+        open_split(tmp_path)
+
+
+def test_named_places_need_no_root_or_lie_below_it(tmp_path, caplog):
+    write_coco_format(tmp_path)
+    change_json(tmp_path / "annotations" / "instances_train.json", lambda content: content["annotations"][1].update(image_id=987654321))
+    named = ["--instances", "annotations/instances_train.json", "--photos", "images/train"]
+    below = open_split(tmp_path, *named)
+    assert "1 annotations are left out" in caplog.text and "annotation 1)" in caplog.text
+    absolute = [word if word.startswith("--") else str(tmp_path / word) for word in named]
+    arguments = ["coco_format", *absolute, "--out", str(tmp_path / "out"), "--splits", "train", "--format", "parquet"]
+    assert prepare.main(arguments) == 0
+    assert len(ShardReader.for_split(tmp_path / "out", "train")) == len(below)
+    assert prepare.main(["coco_format", *absolute[:2], "--out", str(tmp_path / "out2")]) == 1
+
+
 def test_classes_kept(tmp_path):
     write_coco_format(tmp_path)
     marked = open_split(tmp_path, "--novel", "dog,sky").vocabulary

@@ -215,3 +215,15 @@ def test_coco_mini(real_data, tmp_path):
             np.testing.assert_array_equal(codec.decode_label_map(row["label_map"], load_vocabulary(tmp_path / "out")), expected)
     present = json.loads((tmp_path / "out" / "vocabulary.json").read_text())["names"]
     assert present == (root / "classes.txt").read_text().split("\n")[:80]
+
+
+def test_endings_of_names(tmp_path):
+    """a_photo.png with a_mask.png; what ends otherwise is left out."""
+    write(tmp_path / "raw", "train")
+    for part, ending in (("images", "_photo"), ("labels", "_mask")):
+        for path in list((tmp_path / "raw" / part / "train").iterdir()):
+            path.rename(path.with_name(f"{path.stem}{ending}{path.suffix}"))
+    write_photo(tmp_path / "raw" / "images" / "train" / "a_depth.jpg", 3, 4)
+    assert run(tmp_path / "raw", tmp_path / "out") != 0
+    assert run(tmp_path / "raw", tmp_path / "out", "--image-ending", "_photo", "--label-ending", "_mask") == 0
+    assert [row["id"] for row in ShardReader.for_split(tmp_path / "out", "train")] == ["a", "b"]

@@ -104,7 +104,7 @@ def test_a_model_of_another_method_refines_its_classes(tmp_path, refine):
         assert json.loads((tmp_path / name / "x.json").read_text())["post_process"]["refine"] == name
     assert maps[refine].shape == (60, 80) and set(np.unique(maps[refine])) <= set(range(17))
     assert 0 < (maps[refine] != maps["none"]).mean() < 0.5
-    assert main([*command, "--out", str(tmp_path / "no"), "--refine", "threshold"]) == 1, "cuts single maps only"
+    assert main([*command, "--out", str(tmp_path / "no"), "--refine", "threshold"]) == 2, "cuts single maps only; said once, not per photo"
 
 
 def test_a_refinement_whose_package_is_absent_is_one_message(tmp_path, capsys, monkeypatch):

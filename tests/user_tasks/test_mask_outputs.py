@@ -185,7 +185,7 @@ def test_refinement_follows_colours():
     found = task.predict_batch(model, {"image": image}, [(80, 120)], PostProcess(refine="pamr", return_scores=True))[0]
     assert found.label_map.shape == (80, 120) and found.class_scores.shape == (3, 80, 120)
     assert (found.class_scores.argmax(0) == found.label_map).float().mean() > 0.99
-    with pytest.raises(ValueError, match="unknown refinement of classes 'sharpen'"):
+    with pytest.raises(ValueError, match="refine 'sharpen': the maps of this model can be refined by none"):
         task.predict_batch(model, {"image": image}, [(40, 60)], PostProcess(refine="sharpen"))
 
 
