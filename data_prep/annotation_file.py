@@ -134,6 +134,14 @@ def _told_apart_by(photo: AnnotatedPhoto) -> tuple:
     return photo.id, PurePosixPath(photo.file_name).name, photo.height, photo.width
 
 
+def path_within(file_name: str, where: str) -> PurePosixPath:
+    """A file_name as a path below its folder. Raises SourceError for one that leads out of it."""
+    path = PurePosixPath(file_name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise SourceError(f"{where}: file_name {file_name!r} leads out of its folder; correct the record")
+    return path
+
+
 def _photo(record, image_key: str, where: str, nested: bool) -> AnnotatedPhoto:
     if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
         raise SourceError(f"{where}: no file_name; correct the record")
@@ -143,12 +151,8 @@ def _photo(record, image_key: str, where: str, nested: bool) -> AnnotatedPhoto:
             raise SourceError(f"{where}: {key} of {record['file_name']} is {value!r}, not a number from {least} on; correct the record")
     if record["height"] * record["width"] > MAX_PIXELS:
         raise SourceError(f"{where}: {record['file_name']} of {record['width']}x{record['height']} pixels is too large; correct the record")
-    path = PurePosixPath(record["file_name"].replace("\\", "/"))
-    name = path.name
-    if nested:
-        if path.is_absolute() or ".." in path.parts:
-            raise SourceError(f"{where}: file_name {record['file_name']!r} leads out of the folder of the photos; correct the record")
-        name = path.as_posix()
+    path = path_within(record["file_name"], where) if nested else PurePosixPath(record["file_name"])
+    name = path.as_posix() if nested else path.name
     return AnnotatedPhoto(record[image_key], name, record["height"], record["width"], str(record.get("phase", "")))
 
 

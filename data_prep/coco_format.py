@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-from data_prep.annotation_file import AnnotatedPhoto, AnnotationFile
+from data_prep.annotation_file import AnnotatedPhoto, AnnotationFile, path_within
 from data_prep.coco_segments import (
     CATEGORY_IDS,
     Categories,
@@ -62,7 +62,15 @@ class PanopticFile:
         return found[0]
 
     def path(self, record: dict) -> Path:
-        return self.folder / Path(record["file_name"]).name
+        """The PNG of a record, below `folder` as its file_name says. Raises SourceError for a file_name that leads out of it."""
+        return placed(self.folder, path_within(record["file_name"], str(self.annotations.path)).as_posix())
+
+
+def placed(folder: Path, file_name: str) -> Path:
+    """Where a file of `folder` is: at `file_name`, or by its bare name where the folders in it are not there, as in some copies."""
+    path = folder / file_name
+    bare = folder / path.name
+    return bare if not path.is_file() and bare.is_file() else path
 
 
 class CocoFormatSource(Source):
@@ -106,9 +114,9 @@ class CocoFormatSource(Source):
         return len(self.photos)
 
     def name(self, i: int) -> str:
-        path = self.folder / self.photos[i].file_name
-        bare = self.folder / path.name  # some copies of a file write a folder that is not there
-        return str(bare if bare.is_file() and not path.is_file() else path)
+        file_name = self.photos[i].file_name
+        # of photos that share a stem, one in no folder may be any of them
+        return str(self.folder / file_name if Path(file_name).stem in self._repeated_stems else placed(self.folder, file_name))
 
     def sample_id(self, i: int) -> str:
         """The stem of a photo; with its folders where several photos have that stem."""
@@ -118,8 +126,8 @@ class CocoFormatSource(Source):
     def files(self, i: int) -> tuple[str, ...]:
         files = [self.name(i)]
         if self.panoptic is not None:
-            stem = Path(self.photos[i].file_name).stem
-            files += [str(self.panoptic.folder / f"{stem}.png"), str(self.panoptic.annotations.path)]
+            drawn = Path(self.photos[i].file_name).with_suffix(".png").as_posix()
+            files += [str(placed(self.panoptic.folder, drawn)), str(self.panoptic.annotations.path)]
         return (*files, str(self.instances.path)) if self.instances is not None else tuple(files)
 
     def __getitem__(self, i: int) -> dict:

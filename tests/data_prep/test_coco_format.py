@@ -95,6 +95,10 @@ def test_photos_in_folders_of_their_own(tmp_path):
         assert source[i]["image"] == sample["image"]
         np.testing.assert_array_equal(source[i]["label_map"], sample["label_map"])
 
+    (tmp_path / "images" / "train" / "cam1" / "1.jpg").rename(tmp_path / "images" / "train" / "1.jpg")
+    with pytest.raises(FileNotFoundError, match="cam1/1.jpg: photo not found"):  # it may be any of the two
+        open_split(tmp_path)[1]
+
     def elsewhere(content):
         content["images"][0]["file_name"] = "train2017/" + paths[0].rsplit("/", 1)[1]
 
@@ -105,8 +109,39 @@ def test_photos_in_folders_of_their_own(tmp_path):
         content["images"][0]["file_name"] = "../../secret.jpg"
 
     change_json(tmp_path / "annotations" / "instances_train.json", outside)
-    with pytest.raises(SourceError, match="leads out of the folder"):
+    with pytest.raises(SourceError, match="leads out of its folder"):
         open_split(tmp_path)
+
+
+def test_segment_maps_in_folders_of_their_own(tmp_path):
+    """cam0/1.png and cam1/1.png are two maps, each of its own photo."""
+    write_coco_format(tmp_path)
+    (tmp_path / "annotations" / "instances_train.json").unlink()
+    plain = open_split(tmp_path)
+    samples, file, photos = (
+        [plain[i] for i in range(2)],
+        tmp_path / "annotations" / "panoptic_train.json",
+        [plain.name(i) for i in range(2)],
+    )
+    maps = [plain.panoptic.path(plain.panoptic.record(photo)[1]) for photo in plain.photos[:2]]
+    ids = {photo.id: f"cam{k}" for k, photo in enumerate(plain.photos[:2])}
+
+    def rename(content):
+        for record in content["images"]:
+            record["file_name"] = f"{ids[record['id']]}/1.jpg" if record["id"] in ids else record["file_name"]
+        for record in content["annotations"]:
+            record["file_name"] = f"{ids[record['image_id']]}/1.png" if record["image_id"] in ids else record["file_name"]
+
+    change_json(file, rename)
+    for k, (photo, png) in enumerate(zip(photos, maps)):
+        for source, target in ((photo, tmp_path / "images" / "train" / f"cam{k}" / "1.jpg"), (png, png.parent / f"cam{k}" / "1.png")):
+            target.parent.mkdir(parents=True)
+            target.write_bytes(open(source, "rb").read())
+    source = open_split(tmp_path)
+    for i, sample in enumerate(samples):
+        np.testing.assert_array_equal(source[i]["segment_map"], sample["segment_map"])
+        assert source[i]["segments"] == sample["segments"] and source[i]["image"] == sample["image"]
+        assert str(maps[0].parent / f"cam{i}" / "1.png") in source.files(i)
 
 
 def test_named_places_need_no_root_or_lie_below_it(tmp_path, caplog):
