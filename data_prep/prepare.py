@@ -30,6 +30,7 @@ from data_prep.write_split import ENGINES, WriteOptions, write_split  # noqa: E4
 from ofaseg.data.croissant import write_croissant  # noqa: E402
 from ofaseg.data.rows import ShardError  # noqa: E402
 from ofaseg.data.verify import verify_folder  # noqa: E402
+from ofaseg.utils.arguments import at_least
 from ofaseg.vocabulary import VocabularyError  # noqa: E402
 
 DATASETS = {
@@ -73,12 +74,6 @@ def load_dataset_module(name: str):
     return importlib.import_module(DATASETS[name])
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     """The options of every dataset."""
     parser = argparse.ArgumentParser(prog="prepare", description="Turn a dataset into shards (TSV or Parquet) with their vocabulary.json.")
@@ -87,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help="folder to write; splits already there stay, those named by --splits are replaced")
     parser.add_argument("--format", default="parquet", choices=("tsv", "parquet"))
     parser.add_argument("--splits", "--split", help="comma list of splits (default: all of the dataset)")
-    parser.add_argument("--rows-per-shard", type=_count, help="samples per file (default: 64 to 5000, by the size of the split)")
-    parser.add_argument("--workers", type=_count, default=usable_cores(), help="processes (default: the usable cores, %(default)s)")
+    parser.add_argument("--rows-per-shard", type=at_least(1), help="samples per file (default: 64 to 5000, by the size of the split)")
+    parser.add_argument("--workers", type=at_least(1), default=usable_cores(), help="processes (default: the usable cores, %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was killed; complete splits are kept")
     bad_help = "skip: leave out samples that cannot be read, list them in the summary"
     parser.add_argument("--on-bad-sample", default="raise", choices=("raise", "skip"), help=bad_help)

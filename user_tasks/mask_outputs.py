@@ -24,7 +24,9 @@ class MaskOutputOptions(FairseqDataclass):
     """How mask proposals become results."""
 
     without_regions: bool = field(default=False, metadata={"help": "predict without CLIP's opinion of the masked regions: quicker"})
-    valid_without_regions: bool = field(default=False, metadata={"help": "so in validation during training alone"})
+    valid_without_regions: bool = field(
+        default=False, metadata={"help": "leave CLIP's opinion out of validation during training, but not out of what follows"}
+    )
     ensemble_weight: float = field(
         default=0.8, metadata={"help": "0..1, how much of a base class's score is the query's, and of a novel one's CLIP's"}
     )

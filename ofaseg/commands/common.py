@@ -14,21 +14,6 @@ import torch.distributed as dist
 logger = logging.getLogger(__name__)
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """For argparse: whole numbers from `least` on."""
-
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        return value
-
-    return number
-
-
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Options about the model, the same in every command that runs one."""
     parser.add_argument("--class-names", default="", help="class names: a file with one per line, or a comma-separated list")

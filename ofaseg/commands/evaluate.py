@@ -32,6 +32,7 @@ from ofaseg.evaluation.evaluator import (
 from ofaseg.evaluation.instance import InstanceEvaluator
 from ofaseg.evaluation.panoptic import PanopticEvaluator
 from ofaseg.structures import PanopticSegmentation
+from ofaseg.utils.arguments import at_least
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is scored, from one pass over the photos, of semantic (mIoU), instance (mask AP, needs pycocotools) and panoptic (PQ): "
         "semantic,instance,panoptic (default: semantic alone, whatever else the shards carry)",
     )
-    parser.add_argument("--batch-size", type=common.at_least(1), default=1, help="photos at once; photos of one size share a batch")
+    parser.add_argument("--batch-size", type=at_least(1), default=1, help="photos at once; photos of one size share a batch")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode rows")
-    parser.add_argument("--limit", type=common.at_least(0), default=0, help="only so many rows, evenly spread over the split (0 = all)")
+    parser.add_argument("--limit", type=at_least(0), default=0, help="only so many rows, evenly spread over the split (0 = all)")
     parser.add_argument("--out", default="", help="folder for scores.json, scores.md, confusion.npy, examples and overlays")
     parser.add_argument(
         "--examples", type=int, default=4, help="photos kept under --out: so many best, so many worst (by their mIoU), so many random ones"

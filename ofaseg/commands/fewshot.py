@@ -17,6 +17,7 @@ from ofaseg.commands.evaluate import default_name
 from ofaseg.evaluation import report
 from ofaseg.evaluation.evaluator import evaluate_batches, rank_indices, spread
 from ofaseg.evaluation.few_shot import FewShotEvaluator
+from ofaseg.utils.arguments import at_least
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exchange-names", type=int, default=0, metavar="SEED", help="also ask for each class by the name of another one, drawn by SEED"
     )
-    parser.add_argument("--batch-size", type=common.at_least(1), default=1, help="pairs at once")
+    parser.add_argument("--batch-size", type=at_least(1), default=1, help="pairs at once")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode rows")
-    parser.add_argument("--limit", type=common.at_least(0), default=0, help="only so many pairs, evenly spread (0 = all)")
+    parser.add_argument("--limit", type=at_least(0), default=0, help="only so many pairs, evenly spread (0 = all)")
     parser.add_argument("--out", default="", help="folder for fewshot.json and fewshot.md")
     parser.add_argument("--name", default="", help="name of the result in tables (default: from the checkpoint's path)")
     parser.add_argument("--class-names", default="", help="class names: a file with one per line, or a comma-separated list")

@@ -17,6 +17,7 @@ from ofaseg.commands.evaluate import default_name
 from ofaseg.evaluation import report
 from ofaseg.evaluation.evaluator import gather_texts, rank_indices, spread, sum_over_ranks
 from ofaseg.evaluation.retrieval_evaluator import RetrievalEvaluator
+from ofaseg.utils.arguments import at_least
 
 PUBLISHED_SIZES = (324, 288)
 """SimSeg's square resize and middle crop, pixels."""
@@ -28,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="which split (default: val)")
     parser.add_argument("--resize", type=int, default=0, help="square side that photos are resized to (default: crop x 324 / 288)")
     parser.add_argument("--crop", type=int, default=0, help="middle crop that the model reads (default: the checkpoint's; published: 288)")
-    parser.add_argument("--batch-size", type=common.at_least(1), default=32, help="photos at once")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, help="photos at once")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode rows")
-    parser.add_argument("--limit", type=common.at_least(0), default=0, help="only so many photos, evenly spread over the split (0 = all)")
+    parser.add_argument("--limit", type=at_least(0), default=0, help="only so many photos, evenly spread over the split (0 = all)")
     parser.add_argument("--out", default="", help="folder for retrieval.json and retrieval.md")
     parser.add_argument("--name", default="", help="name of the result in tables (default: from the checkpoint's path)")
     parser.add_argument("--device", default="", help="cpu, cuda, cuda:1 ... (default: a GPU when there is one)")

@@ -118,7 +118,7 @@ def test_verify(tmp_path, capsys):
         (["--verify", "x", "--out", "y"], "leave out --out"),
         (["--verify"], "expected at least one argument"),
         (["camvid", "--root", "nowhere", "--out", "y", "--seed", "1"], "unrecognized arguments: --seed 1"),
-        (["shapes", "--out", "y", "--workers", "0"], "'0' is not a number of at least 1"),
+        (["shapes", "--out", "y", "--workers", "0"], "'0' is not a whole number of at least 1"),
         (["shapes", "--out", "y", "--num", "many"], "argument --num: 'many': 'many' is not a number"),
         (["shapes", "--out", "y", "--num", "train=0"], "at least 1"),
         (["shapes", "--out", "y", "--num", "dev=3"], "no split 'dev'; choose from train, val, test"),
