@@ -42,7 +42,8 @@ class Bench:
     def __init__(self, arch: str, **options):
         torch.manual_seed(0)
         self.model = FreeSeg(architecture_config(arch, **options))
-        self.generator = torch.Generator().manual_seed(1)
+        # attention is restricted to pixels of at least 0.5: with seed 1 and ViT-B/16 one lies at that edge up to rounding
+        self.generator = torch.Generator().manual_seed(2)
         for layer in self.model.pixel_decoder.layers:  # points between pixels: at them, a gradient depends on the side
             for part in (layer.attention.sampling_offsets, layer.attention.attention_weights):
                 torch.nn.init.normal_(part.weight, std=0.05, generator=self.generator)
@@ -105,8 +106,7 @@ class Bench:
         for module, rate in zip(dropouts, rates):
             module.p = rate
         (ours, our_norms), (plain, plain_norms) = found["ours"], found["plain"]
-        # attention is restricted to pixels of at least 0.5: one at that edge may lie on either side
-        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
         least = 1e-4 * float(max(plain_norms.values()))
         torch.testing.assert_close(our_norms, plain_norms, rtol=1e-2, atol=least)
 
