@@ -292,27 +292,33 @@ class SegOFA(Segmenter, BaseFairseqModel):
         """Encoder output; arguments as in `forward`. With `padded`, pad tokens of `src_tokens` are hidden."""
         if patch_images is not None and class_maps is not None:
             raise ValueError("give either patch_images or class_maps: a batch is either photos or artificial")
-        patches, features, grid = None, None, (0, 0)
+        patches, cells, features, grid = None, None, None, (0, 0)
         if patch_images is not None:
             features, patches = self.encoder.embed_photo(patch_images)
             grid = tuple(features.shape[2:])
         elif class_maps is not None:
-            patches, grid = self._mosaic(class_maps), tuple(class_maps.shape[1:])
+            (patches, cells), grid = self._mosaic(class_maps), tuple(class_maps.shape[1:])
         padding = None
         if padded or patch_masks is not None:
-            batch, cells = len(src_tokens), grid[0] * grid[1]
+            batch, count = len(src_tokens), grid[0] * grid[1]
             text = src_tokens.eq(self.pad)
-            hidden = text.new_zeros(batch, cells) if patch_masks is None else ~patch_masks.view(batch, 1).expand(batch, cells)
+            hidden = text.new_zeros(batch, count) if patch_masks is None else ~patch_masks.view(batch, 1).expand(batch, count)
             padding = torch.cat([hidden, text], dim=1)
-        return self.encoder(src_tokens, patches, grid, features, padding, mosaic=class_maps is not None)
+        return self.encoder(src_tokens, patches, grid, features, padding, mosaic=class_maps is not None, cells=cells)
 
-    def _mosaic(self, class_maps: Tensor) -> Tensor:
-        """Class maps (B, h, w) of ids 0..C-1 -> word embeddings (B, h*w, D), with noise while training."""
-        words = self.class_words()
-        cells = F.embedding(class_maps.flatten(1), words)
-        if self.training and self.config.artificial_noise > 0:
-            cells = cells + torch.randn_like(cells) * (self.config.artificial_noise * words.detach().std(unbiased=False))
-        return cells
+    def _mosaic(self, class_maps: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+        """Class maps (B, h, w) of ids 0..C-1 as words (C, D) and the cells (B, h*w) that repeat them.
+
+        With noise while training, or for a decoder that reads the cells: as word embeddings (B, h*w, D), and None.
+        """
+        words, cells = self.class_words(), class_maps.flatten(1)
+        noise = self.config.artificial_noise if self.training else 0.0
+        if noise <= 0 and str(self.config.decoder_input_type) != "encoder_input":
+            return words, cells
+        patches = F.embedding(cells, words)
+        if noise > 0:
+            patches = patches + torch.randn_like(patches) * (noise * words.detach().std(unbiased=False))
+        return patches, None
 
     def forward(
         self,

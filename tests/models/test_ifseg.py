@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ofaseg.models.ifseg import ARCHITECTURES, SegOFA, architecture_config
+from ofaseg.models.ofa.attention import MosaicTokens
 
 CLASSES = [[4, 5], [6], [7, 8, 9]]
 SOURCE = torch.tensor([[0, 20, 21, 4, 5, 6, 7, 8, 9, 22, 2]])
@@ -206,10 +207,41 @@ def test_too_many_classes_for_the_positions():
 def test_noise_on_words_only_while_training():
     model = nano(artificial_noise=1.0)
     maps = torch.randint(0, 3, (1, 12, 12))
-    assert not torch.equal(model._mosaic(maps), model._mosaic(maps))
+    assert not torch.equal(model._mosaic(maps)[0], model._mosaic(maps)[0])
     model.eval()
-    assert torch.equal(model._mosaic(maps), model._mosaic(maps))
-    assert torch.equal(model._mosaic(maps)[0, 5], model.class_words()[maps.flatten()[5]])
+    words, cells = model._mosaic(maps)
+    assert torch.equal(words, model.class_words()) and torch.equal(cells, maps.flatten(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}])
+def test_repeated_words_are_the_tokens_they_stand_for(options):
+    """Loss and gradients of a mosaic do not depend on whether words or cells are computed, and dropout hits every cell by itself."""
+    model = nano(**options).train()
+    maps = torch.randint(0, 3, (3, 12, 12), generator=torch.Generator().manual_seed(0))
+    results = []
+    for spelled_out in (False, True):
+        torch.manual_seed(1)
+        if spelled_out:
+            model._mosaic = lambda maps: (torch.nn.functional.embedding(maps.flatten(1), model.class_words()), None)
+        model.zero_grad()
+        logits = model(SOURCE.expand(3, -1), class_maps=maps).class_logits
+        logits.square().mean().backward()
+        results.append((logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (logits, gradients), (expected, expected_gradients) = results
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_repeated_words_under_autocast():
+    """A word's many cells are not summed in half precision: with bfloat16 the gradients are those of cells computed one by one."""
+    model = nano().train()
+    maps = torch.randint(0, 3, (3, 12, 12), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens = model.encoder._embed(SOURCE.expand(3, -1), *model._mosaic(maps), None)
+    assert isinstance(tokens, torch.Tensor) and tokens.dtype == torch.float32
+    assert isinstance(model.encoder._embed(SOURCE.expand(3, -1), *model._mosaic(maps), None), MosaicTokens)
 
 
 def test_freezing():
@@ -263,4 +295,5 @@ def test_compiles_without_graph_breaks(model):
     compiled = torch.compile(model.forward, backend="eager", fullgraph=True)
     images = photos(1)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(SOURCE, patch_images=images).class_logits, model(SOURCE, patch_images=images).class_logits)
+        for inputs in ({"patch_images": images}, {"class_maps": torch.randint(0, 3, (1, 12, 12))}):
+            torch.testing.assert_close(compiled(SOURCE, **inputs).class_logits, model(SOURCE, **inputs).class_logits)

@@ -1,7 +1,8 @@
 """Attention with an additive bias that the whole batch shares, and the blocks of an OFA layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,28 @@ class Sizes:
         return (self.dim / self.heads * self.scale_factor) ** -0.5
 
 
+class MosaicTokens(NamedTuple):
+    """Tokens of a mosaic of words and of the text after it: what depends on a token alone is computed once per word.
+
+    Attributes:
+        words: (C, D), one row for each word the mosaics are made of.
+        cells: (B, P) rows of `words` that the image tokens repeat.
+        text: (B, L, D) text tokens.
+    """
+
+    words: Tensor
+    cells: Tensor
+    text: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "MosaicTokens":
+        """The same tokens after a function of each by itself, (..., D) -> (..., E)."""
+        return MosaicTokens(function(self.words), self.cells, function(self.text))
+
+    def dense(self) -> Tensor:
+        """(B, P+L, D), image tokens first."""
+        return torch.cat([F.embedding(self.cells, self.words), self.text.to(self.words.dtype)], dim=1)
+
+
 class MultiheadAttention(nn.Module):
     """Multi-head attention with one learned scale per head (`c_attn`)."""
 
@@ -62,15 +85,21 @@ class MultiheadAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, bias: AttentionBias, key_padding: Optional[Tensor] = None) -> Tensor:
         """x (B, T, D) looks at memory (B, S, D); bias of (H, T, S); key_padding (B, S) bool. Returns (B, T, D)."""
-        width = x.shape[-1]
         if memory is x:
-            projected = F.linear(x, *self._joined(self.q_proj, self.k_proj, self.v_proj)).split(width, dim=-1)
-        else:
-            projected = (self.q_proj(x), *F.linear(memory, *self._joined(self.k_proj, self.v_proj)).split(width, dim=-1))
-        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected)
+            return self.attend(*self.project(x).chunk(3, dim=-1), bias, key_padding)
+        key, value = F.linear(memory, *self._joined(self.k_proj, self.v_proj)).chunk(2, dim=-1)
+        return self.attend(self.q_proj(x), key, value, bias, key_padding)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., 3 D): queries, keys and values of tokens that look at each other."""
+        return F.linear(x, *self._joined(self.q_proj, self.k_proj, self.v_proj))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: AttentionBias, key_padding: Optional[Tensor] = None) -> Tensor:
+        """(B, T, D) of projected queries (B, T, D), keys and values (B, S, D); the rest as in `forward`."""
+        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
         heads = attention(query, key, value, bias, self.scale, key_padding, self.dropout if self.training else 0.0)
         # the scale of a head is a scale of the columns of the output projection that read it
-        weight = self.out_proj.weight * self.c_attn.repeat_interleave(width // self.heads)
+        weight = self.out_proj.weight * self.c_attn.repeat_interleave(heads.shape[-1])
         return F.linear(heads.transpose(1, 2).flatten(2), weight, self.out_proj.bias)
 
     @staticmethod
@@ -137,11 +166,15 @@ class EncoderLayer(TransformerLayer):
         super().__init__(sizes, drop_path)
         self.attn_ln = nn.LayerNorm(sizes.dim)
 
-    def forward(self, x: Tensor, bias: AttentionBias, key_padding: Optional[Tensor] = None) -> Tensor:
+    def forward(self, x: Tensor | MosaicTokens, bias: AttentionBias, key_padding: Optional[Tensor] = None) -> Tensor:
         """x (B, T, D), bias of (H, T, T), key_padding (B, T) -> (B, T, D)."""
-        y = self.self_attn_layer_norm(x)
-        x = self.residual(x, self.attn_ln(self.self_attn(y, y, bias, key_padding)))
-        return self.feed_forward(x)
+        if isinstance(x, MosaicTokens):
+            projected = x.map(lambda tokens: self.self_attn.project(self.self_attn_layer_norm(tokens))).dense()
+            x = x.dense()
+        else:
+            projected = self.self_attn.project(self.self_attn_layer_norm(x))
+        attended = self.self_attn.attend(*projected.chunk(3, dim=-1), bias, key_padding)
+        return self.feed_forward(self.residual(x, self.attn_ln(attended)))
 
 
 class DecoderLayer(TransformerLayer):

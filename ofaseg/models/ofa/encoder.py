@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ofaseg.models.layers.dropout import dropout
 from ofaseg.models.ofa import embeddings
-from ofaseg.models.ofa.attention import EncoderLayer, Sizes, absolute_bias, bias_tables, drop_path_rates
+from ofaseg.models.ofa.attention import EncoderLayer, MosaicTokens, Sizes, absolute_bias, bias_tables, drop_path_rates
 from ofaseg.models.ofa.bias_cache import BiasCache, may_cache, weights_version
 from ofaseg.models.ofa.relative import AttentionBias, GridTerm, TextTerm
 
@@ -20,7 +20,7 @@ class EncoderOutput(NamedTuple):
         positions: (P+L, D) normalised position vectors, the same for every sample.
         padding: (B, P+L) bool, True for tokens nobody may look at; None when there are none.
         grid: (h, w), (0, 0) without image tokens.
-        patches: (B, P, D) image tokens as they came in (projected features or word embeddings); None without.
+        patches: (B, P, D) image tokens as they came in (projected features or word embeddings); None without, or when they came as `cells`.
         features: (B, F, h, w) of the image encoder; None when no photo was read.
     """
 
@@ -176,6 +176,7 @@ class Encoder(nn.Module):
         features: Optional[Tensor] = None,
         padding: Optional[Tensor] = None,
         mosaic: bool = False,
+        cells: Optional[Tensor] = None,
     ) -> EncoderOutput:
         """Encodes image tokens and text.
 
@@ -186,17 +187,31 @@ class Encoder(nn.Module):
             features: (B, F, h, w), handed on.
             padding: (B, h*w + L) bool, True for tokens nobody may look at.
             mosaic: the patches are word embeddings.
+            cells: (B, h*w) rows of `patches`, which then are (C, D) words: a mosaic that repeats them.
         """
         length = src_tokens.shape[1]
         self.check_length(length)
-        x = self.layernorm_embedding(self.embed_tokens(src_tokens) + self.type_embedding.weight[0])
-        if patches is not None:
-            image = self.patch_layernorm_embedding(patches + self.type_embedding.weight[1])
-            x = torch.cat([image, x.to(image.dtype)], dim=1)
-        x = self._dropped(x)
-        if padding is not None:
-            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        x = self._embed(src_tokens, patches, cells, padding)
         positions, biases = self.attention_biases(grid, length, mosaic)
         for layer, bias in zip(self.layers, biases):
             x = layer(x, bias, padding)
-        return EncoderOutput(self.layer_norm(x), positions, padding, grid, patches, features)
+        return EncoderOutput(self.layer_norm(x), positions, padding, grid, patches if cells is None else None, features)
+
+    def _embed(
+        self, src_tokens: Tensor, patches: Optional[Tensor], cells: Optional[Tensor], padding: Optional[Tensor]
+    ) -> Tensor | MosaicTokens:
+        """What the first layer reads: (B, P+L, D), or MosaicTokens while equal words are equal tokens; arguments of `forward`."""
+        x = self.layernorm_embedding(self.embed_tokens(src_tokens) + self.type_embedding.weight[0])
+        if patches is not None:
+            image = self.patch_layernorm_embedding(patches + self.type_embedding.weight[1])
+            if cells is None:
+                x = torch.cat([image, x.to(image.dtype)], dim=1)
+            else:
+                tokens = MosaicTokens(image, cells, x)
+                # under autocast the gradients of a word's many cells would be summed in half precision
+                distinct = (self.training and self.dropout > 0) or padding is not None or torch.is_autocast_enabled(x.device.type)
+                if not distinct:
+                    return tokens
+                x = tokens.dense()
+        x = self._dropped(x)
+        return x if padding is None else x.masked_fill(padding.unsqueeze(-1), 0.0)

@@ -152,22 +152,22 @@ def _backward_by_samples(query, key, value, key_padding, output, log_sum, gradie
     delta = (gradient * output).sum(-1, keepdim=True)
     log_sum = log_sum.unsqueeze(-1)
     scratch = bias.new_empty(2, samples, *bias.shape)
-    for first in range(0, batch, samples):
-        part = slice(first, min(first + samples, batch))
-        # batched products see (samples * H, length, width)
-        q, k, v, g, grad_q, grad_k, grad_v = (x[part].flatten(0, 1) for x in (query, key, value, gradient, *grads))
-        probs, scores = scratch[:, : part.stop - first]
-        flat_probs, flat_scores = probs.flatten(0, 1), scores.flatten(0, 1)
+    flat_scratch = scratch.flatten(1, 2)
+    by_head = (query, key, value, gradient, *grads)  # batched products see (samples * H, length, width)
+    parts = zip(*(x.flatten(0, 1).split(samples * heads) for x in by_head), log_sum.split(samples), delta.split(samples))
+    for first, (q, k, v, g, grad_q, grad_k, grad_v, log_sum_part, delta_part) in zip(range(0, batch, samples), parts):
+        probs, scores = scratch[:, : len(delta_part)]
+        flat_probs, flat_scores = flat_scratch[:, : len(q)]
         torch.bmm(q, k.transpose(1, 2), out=flat_probs)
         torch.add(bias, probs, alpha=scale, out=probs)
-        probs.sub_(log_sum[part]).exp_()
+        probs.sub_(log_sum_part).exp_()
         if key_padding is not None:
-            probs.masked_fill_(key_padding[part, None, None, :], 0.0)
+            probs.masked_fill_(key_padding[first : first + samples, None, None, :], 0.0)
         if causal:
             probs.tril_()
         torch.bmm(flat_probs.transpose(1, 2), g, out=grad_v)
         torch.bmm(g, v.transpose(1, 2), out=flat_scores)
-        scores.sub_(delta[part]).mul_(probs)
+        scores.sub_(delta_part).mul_(probs)
         for sample in scores:
             grad_bias += sample
         torch.bmm(flat_scores, k, out=grad_q)
