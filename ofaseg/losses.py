@@ -69,6 +69,7 @@ def _loss_and_gradient(class_logits: Tensor, target: Tensor, smoothing: float, n
     down, across = resize_matrix(height, h, device), resize_matrix(width, w, device)
     labelled = target != IGNORE_INDEX
     weight = 1.0 / labelled.sum().clamp(min=1).float()
+    labelled = labelled.float()
     rows = min(height, max(1, CHUNK_ELEMENTS.get(device.type, 2**22) // (classes * width)))
     chunks = _row_chunks(height, h, rows)
     buffer = class_logits.new_empty(rows, classes * width)  # one for all chunks, so that it stays in the cache
@@ -89,18 +90,20 @@ def _loss_and_gradient(class_logits: Tensor, target: Tensor, smoothing: float, n
 
 
 def _pixel_loss(scores: Tensor, target: Tensor, labelled: Tensor, smoothing: float, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Summed loss of scores (R, K, W) against target (R, W), and its gradient; both are computed in place of the scores."""
+    """Summed loss of scores (R, K, W) against target (R, W), and its gradient; both are computed in place of the scores.
+
+    `labelled` is (R, W) float32, 0 where the target does not count, else 1.
+    """
     classes = scores.shape[1]
-    index = target.clamp(min=0).long().unsqueeze(1)
+    index, labelled = target.clamp(min=0).long().unsqueeze(1), labelled.unsqueeze(1)
     scores -= scores.amax(1, keepdim=True)
-    score = (1 - smoothing) * scores.gather(1, index).squeeze(1)
+    score = (1 - smoothing) * scores.gather(1, index)
     if smoothing:
-        score += smoothing * scores.mean(1)
+        score += smoothing * scores.mean(1, keepdim=True)
     total = scores.exp_().sum(1, keepdim=True)
-    loss = (total.squeeze(1).log() - score).masked_fill(~labelled, 0.0).sum()
+    loss = ((total.log() - score) * labelled).sum()
     if not need_gradient:
         return loss, None
-    labelled = labelled.unsqueeze(1).to(scores.dtype)
     scores *= labelled / total
     scores.scatter_add_(1, index, (smoothing - 1) * labelled)
     if smoothing:

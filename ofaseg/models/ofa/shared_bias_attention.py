@@ -61,25 +61,28 @@ def _flash(
 
 
 class _SharedBiasAttention(torch.autograd.Function):
-    """Saves inputs, output and log-sum-exp; the bias is rebuilt from its factors."""
+    """Saves inputs, output and log-sum-exp; a bias larger than the output is rebuilt from its factors."""
 
     @staticmethod
     def forward(ctx, query, key, value, key_padding, terms, causal, scale, absolute, *factors):
         with torch.autocast("cpu", enabled=False):
             bias = add_terms(terms, absolute, factors) if terms else absolute
             output, log_sum = _flash(query, key, value, bias, causal, scale, key_padding)
-        ctx.save_for_backward(query, key, value, key_padding, output, log_sum, absolute, *factors)
+        ctx.rebuilt = bool(terms) and bias.numel() > output.numel()
+        saved = (absolute, *factors) if ctx.rebuilt else (bias,)
+        ctx.save_for_backward(query, key, value, key_padding, output, log_sum, *saved)
         ctx.terms, ctx.causal, ctx.scale = terms, causal, scale
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        query, key, value, key_padding, output, log_sum, absolute, *factors = ctx.saved_tensors
-        bias = add_terms(ctx.terms, absolute, factors) if ctx.terms else absolute
+        query, key, value, key_padding, output, log_sum, bias, *factors = ctx.saved_tensors
+        if ctx.rebuilt:
+            bias = add_terms(ctx.terms, bias, factors)
         inputs = (query, key, value, key_padding, output, log_sum, gradient, bias, ctx.causal, ctx.scale)
         if bias.shape[1] * bias.shape[2] >= BATCHED_SCORES:
-            grads = _backward_by_rows(*inputs, reuse_bias=bias is not absolute)
+            grads = _backward_by_rows(*inputs, reuse_bias=ctx.rebuilt)
         else:
             grads = _backward_by_samples(*inputs)
         grad_factors = [
