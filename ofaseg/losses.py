@@ -9,7 +9,7 @@ from ofaseg.utils.resize import resize_matrix
 from ofaseg.vocabulary import IGNORE_INDEX
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
-"""Upsampled scores that exist at a time, per device type."""
+"""Upsampled scores that exist at a time, per device type; on CPU for each thread, whose part of them stays in its cache."""
 
 
 def upsampled_cross_entropy(class_logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -70,42 +70,45 @@ def _loss_and_gradient(class_logits: Tensor, target: Tensor, smoothing: float, n
     labelled = target != IGNORE_INDEX
     weight = 1.0 / labelled.sum().clamp(min=1).float()
     labelled = labelled.float()
-    rows = min(height, max(1, CHUNK_ELEMENTS.get(device.type, 2**22) // (classes * width)))
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    limit = threads * CHUNK_ELEMENTS.get(device.type, 2**22) // (classes * width)
+    rows = min(height, max(1, limit))
     chunks = _row_chunks(height, h, rows)
-    buffer = class_logits.new_empty(rows, classes * width)  # one for all chunks, so that it stays in the cache
+    count = min(len(target), max(1, limit // height))  # of small label maps several at a time
+    buffer = class_logits.new_empty(count, rows, classes * width)  # one for all chunks, so that it stays in the cache
     losses, gradients = [], []
-    for sample in range(len(target)):
-        wide = (class_logits[sample].transpose(0, 1) @ across.T).flatten(1)  # (h, K*W)
+    for logits, truth, known in zip(class_logits.split(count), target.split(count), labelled.split(count)):
+        wide = (logits.transpose(1, 2) @ across.T).flatten(2)  # (n, h, K*W)
         wide_gradient = torch.zeros_like(wide) if need_gradient else None
         for first, end, low, high in chunks:
-            part = down[first:end, low:high]
-            scores = torch.mm(part, wide[low:high], out=buffer[: end - first]).unflatten(1, (classes, width))  # (R, K, W)
-            loss, gradient = _pixel_loss(scores, target[sample, first:end], labelled[sample, first:end], smoothing, need_gradient)
+            part = down[first:end, low:high].expand(len(wide), -1, -1)
+            scores = torch.bmm(part, wide[:, low:high], out=buffer[: len(wide), : end - first]).unflatten(2, (classes, width))
+            loss, gradient = _pixel_loss(scores, truth[:, first:end], known[:, first:end], smoothing, need_gradient)
             losses.append(loss)
             if need_gradient:
-                wide_gradient[low:high].addmm_(part.T, gradient.flatten(1))
+                wide_gradient[:, low:high].baddbmm_(part.transpose(1, 2), gradient.flatten(2))
         if need_gradient:
-            gradients.append((wide_gradient.unflatten(1, (classes, width)) @ across).transpose(0, 1) * weight)
-    return torch.stack(losses).sum() * weight, torch.stack(gradients) if need_gradient else None
+            gradients.append((wide_gradient.unflatten(2, (classes, width)) @ across).transpose(1, 2) * weight)
+    return torch.stack(losses).sum() * weight, torch.cat(gradients) if need_gradient else None
 
 
 def _pixel_loss(scores: Tensor, target: Tensor, labelled: Tensor, smoothing: float, need_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Summed loss of scores (R, K, W) against target (R, W), and its gradient; both are computed in place of the scores.
+    """Summed loss of scores (n, R, K, W) against target (n, R, W), and its gradient; both are computed in place of the scores.
 
-    `labelled` is (R, W) float32, 0 where the target does not count, else 1.
+    `labelled` is (n, R, W) float32, 0 where the target does not count, else 1.
     """
-    classes = scores.shape[1]
-    index, labelled = target.clamp(min=0).long().unsqueeze(1), labelled.unsqueeze(1)
-    scores -= scores.amax(1, keepdim=True)
-    score = (1 - smoothing) * scores.gather(1, index)
+    classes = scores.shape[2]
+    index, labelled = target.clamp(min=0).long().unsqueeze(2), labelled.unsqueeze(2)
+    scores -= scores.amax(2, keepdim=True)
+    score = (1 - smoothing) * scores.gather(2, index)
     if smoothing:
-        score += smoothing * scores.mean(1, keepdim=True)
-    total = scores.exp_().sum(1, keepdim=True)
+        score += smoothing * scores.mean(2, keepdim=True)
+    total = scores.exp_().sum(2, keepdim=True)
     loss = ((total.log() - score) * labelled).sum()
     if not need_gradient:
         return loss, None
     scores *= labelled / total
-    scores.scatter_add_(1, index, (smoothing - 1) * labelled)
+    scores.scatter_add_(2, index, (smoothing - 1) * labelled)
     if smoothing:
         scores -= smoothing / classes * labelled
     return loss, scores

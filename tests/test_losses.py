@@ -19,10 +19,12 @@ def reference(logits, target, smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("grid, size", [((4, 4), (64, 64)), ((3, 5), (37, 101)), ((5, 7), (5, 7)), ((8, 6), (5, 3)), ((1, 1), (9, 4))])
-def test_equals_torch(monkeypatch, grid, size, smoothing):
-    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", 700)
-    logits = (3 * torch.randn(2, 6, *grid)).requires_grad_()
-    target = torch.randint(-1, 6, (2, *size))
+@pytest.mark.parametrize("chunk", [700, 2**16, 2**20])  # rows of a sample, several of the small samples, all five
+def test_equals_torch(monkeypatch, grid, size, smoothing, chunk):
+    monkeypatch.setitem(losses.CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    logits = (3 * torch.randn(5, 6, *grid)).requires_grad_()
+    target = torch.randint(-1, 6, (5, *size))
     ours = upsampled_cross_entropy(logits, target, smoothing)
     (gradient,) = torch.autograd.grad(2 * ours, logits)
     expected = reference(logits, target, smoothing)
