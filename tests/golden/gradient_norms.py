@@ -1,0 +1,56 @@
+"""Norms of gradients against stored ones, where values at the kink of a ReLU may fall on either side of it."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+TOLERANCE = 1e-4
+"""Relative; what the official code meets across library versions."""
+
+
+class MovedTies(TorchFunctionMode):
+    """Every rectified value that is zero up to rounding becomes as much above zero (`side` 1) or below it (`side` -1).
+
+    A value at the kink of a ReLU lets its gradient through or not by the last bit of a sum, and so by the number of threads and the memory
+    layout. What counts as rounding is 2e-6 of the layer's largest value.
+    """
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.relu:
+            x = args[0].detach()
+            near = 2e-6 * x.abs().max()
+            args = (torch.where(x.abs() < near, self.side * near + args[0] - x, args[0]), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _far(found: dict[str, float], golden: dict[str, float], spread: dict[str, float]) -> dict[str, float]:
+    """Name -> relative error of norms further from the golden one than the tolerance and twice `spread`: ties may offset each other.
+
+    Norms below 1e-6 of the largest stand for gradients that are zero.
+    """
+    errors = {name: found[name] / norm - 1 for name, norm in golden.items() if norm >= 1e-6 * max(golden.values())}
+    return {name: error for name, error in errors.items() if abs(error) >= TOLERANCE + 2 * spread[name] / golden[name]}
+
+
+def assert_norms(norms: dict[str, float], golden: dict[str, float], again: Callable[[], dict[str, float]]) -> None:
+    """Fails unless both have the same names, and each norm is the golden one or as near as its ties at kinks make out.
+
+    Args:
+        norms, golden: name -> Euclidean norm of a gradient.
+        again: computes `norms` from the inputs on; called only when one is far off.
+    """
+    assert set(norms) == set(golden)
+    if not _far(norms, golden, dict.fromkeys(golden, 0.0)):
+        return
+    sides = []
+    for side in (1, -1):
+        with MovedTies(side):
+            sides.append(again())
+    wrong = _far(norms, golden, {name: abs(sides[0][name] - sides[1][name]) for name in golden})
+    assert not wrong, wrong
