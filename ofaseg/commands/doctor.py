@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-offset", type=int, default=0, help="raw folders: stored value of the first class (default: 0)")
     ignored = "raw folders: stored values of pixels without a label (default: 255)"
     parser.add_argument("--ignore", type=ignore_values, default=(), metavar="V[,V]", help=ignored)
+    parser.add_argument("--image-ending", default="", metavar="TEXT", help="raw folders: end of all photos' stems, _leftImg8bit")
+    parser.add_argument("--label-ending", default="", metavar="TEXT", help="raw folders: end of all label maps' stems, _mask")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
 
@@ -32,7 +34,7 @@ def run(args) -> int:
         raise ValueError(f"--workers {args.workers} and --max-findings {args.max_findings} must be at least 1")
     if not 0 <= args.label_offset <= 65535:
         raise ValueError(f"--label-offset {args.label_offset} is outside 0..65535; give the stored value of the first class")
-    conventions = Conventions(args.label_offset, args.ignore)
+    conventions = Conventions(args.label_offset, args.ignore, args.image_ending, args.label_ending)
     findings = examine(args.paths, args.workers, args.max_findings, args.quiet, conventions)
     text = json.dumps(findings.to_json(args.paths), indent=1, ensure_ascii=False, allow_nan=False)
     if args.json == "-":

@@ -34,7 +34,7 @@ def check_raw_folder(root: str, findings: Findings, workers: int = 1, quiet: boo
     """Checks the class list, the splits, the pairing and every pair of a raw folder, as `data_prep/prepare.py folder` takes them."""
     conventions = conventions or Conventions()
     vocabulary = _vocabulary(Path(root), findings, conventions)
-    splits = _pairs_by_split(Path(root), findings)
+    splits = _pairs_by_split(Path(root), findings, conventions)
     photos: dict[bytes, tuple[str, Seen]] = {}
     together = LabelTally()
     for split, pairs in splits.items():
@@ -47,14 +47,14 @@ def check_raw_folder(root: str, findings: Findings, workers: int = 1, quiet: boo
         findings.add(*maybe_shifted(together, vocabulary, str(Path(root) / "labels"), conventions))
 
 
-def _pairs_by_split(root: Path, findings: Findings) -> dict[str, list[Pair]]:
+def _pairs_by_split(root: Path, findings: Findings, conventions: Conventions) -> dict[str, list[Pair]]:
     """Split -> its pairs; without split folders they are all of split ""."""
     images, labels = root / "images", root / "labels"
     names, left_out = find_split_folders(images, labels)
     findings.add(*(from_error("left_out", fault) for fault in left_out if names))
     splits = {}
     for name in names or [""]:
-        splits[name], faults = pair_by_stem(images / name, labels / name)
+        splits[name], faults = pair_by_stem(images / name, labels / name, conventions.image_ending, conventions.label_ending)
         findings.add(*(from_error("bad_pair", fault) for fault in faults))
     if not any(splits.values()):
         message = "no photo of images/ has a label map of the same name in labels/"

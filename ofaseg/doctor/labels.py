@@ -17,10 +17,18 @@ _MANY_MAPS, _FEW_MAPS, _ENOUGH_MAPS = 0.9, 0.1, 3
 
 
 class Conventions(NamedTuple):
-    """How the label maps of a raw folder are meant: stored value of class 0, and those of "no label" (none: 255)."""
+    """How the files of a raw folder are meant.
+
+    Attributes:
+        label_offset: stored value of class 0.
+        ignore: stored values of "no label"; none: 255.
+        image_ending, label_ending: what stems of photos and label maps end in beside what a pair shares, see `files_by_stem`.
+    """
 
     label_offset: int = 0
     ignore: tuple[int, ...] = ()
+    image_ending: str = ""
+    label_ending: str = ""
 
 
 @dataclass

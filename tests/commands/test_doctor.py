@@ -116,6 +116,17 @@ def test_a_folder_with_a_second_value_without_label_is_told_to_ignore_both(tmp_p
     assert main(["doctor", str(root), "--workers", "1", "--quiet", "--ignore", "9,255"]) == 0
 
 
+def test_a_folder_whose_label_maps_have_an_ending(tmp_path, capsys):
+    root = write_clean_folder(tmp_path / "raw")
+    maps = list((root / "labels").rglob("*.png"))
+    for path in maps:
+        path.rename(path.with_stem(path.stem + "_mask"))
+    assert main(["doctor", str(root), "--workers", "1", "--quiet"]) == 1
+    capsys.readouterr()
+    assert main(["doctor", str(root), "--workers", "1", "--quiet", "--label-ending", "_mask"]) == 0
+    assert capsys.readouterr().out.startswith(f"{len(maps)} samples looked at: 0 errors")
+
+
 @pytest.mark.parametrize("format", ["tsv", "parquet"])
 def test_drawn_scenes_have_no_finding(tmp_path, format, capsys):
     arguments = ["shapes", "--out", str(tmp_path / "shards"), "--format", format, "--num", "train=12,val=6,test=6", "--seed", "1"]
