@@ -32,7 +32,7 @@ from data_prep.source import Source, SourceError
 from ofaseg.data.codec import CodecError
 from ofaseg.data.exported_folder import FolderRows, read_metadata
 from ofaseg.data.labelme import read_labelme
-from ofaseg.data.pairs import Pairing, pair_by_stem
+from ofaseg.data.pairs import Pairing, likely_endings, pair_by_stem
 from ofaseg.data.rows import ShardError
 from ofaseg.data.split_folders import find_split_folders, usual_names
 from ofaseg.vocabulary import ClassVocabulary, parse_class_names
@@ -145,9 +145,9 @@ def open_split(root, split: str, args: argparse.Namespace) -> Source:
     ignore = tuple(args.ignore or ())
     folder = usual_names(find_split_folders(images, labels).names).get(split)
     if folder is not None:
-        pairing = pair_by_stem(images / folder, labels / folder, args.image_ending, args.label_ending)
+        pairing = _pairing(images / folder, labels / folder, args)
         return FolderSource(vocabulary, pairing, ignore, palette, on_bad_sample)
-    pairing = pair_by_stem(images, labels, args.image_ending, args.label_ending)
+    pairing = _pairing(images, labels, args)
     chosen = choose_by_hash([pair.stem for pair in pairing.pairs], args.val_fraction, split)
     # the faults of a folder without splits are those of its first one, so that they are counted once
     faults = pairing.faults if split == _BY_HASH[0] or on_bad_sample != "skip" else []
@@ -155,6 +155,14 @@ def open_split(root, split: str, args: argparse.Namespace) -> Source:
     if pairing.pairs and not pairs:
         raise SourceError(f"{images}: one photo cannot be divided into train and val; give --val-fraction 0, or --splits train")
     return FolderSource(vocabulary, Pairing(pairs, faults), ignore, palette, on_bad_sample)
+
+
+def _pairing(images: Path, labels: Path, args: argparse.Namespace) -> Pairing:
+    """The pairs of two folders. Raises SourceError when there are none, and an ending of the names is the reason."""
+    pairing = pair_by_stem(images, labels, args.image_ending, args.label_ending)
+    if not pairing.pairs and (endings := likely_endings(images, labels)):
+        raise SourceError(f"{labels}: no label map has the name of a photo in {images}, but most pair with {endings}: give that")
+    return pairing
 
 
 def _vocabulary(root: Path, args: argparse.Namespace, palette: Optional[list[NamedColour]]) -> ClassVocabulary:

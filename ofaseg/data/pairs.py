@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections import defaultdict
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,6 +86,20 @@ def pair_by_stem(
         for stem, path in lone_maps.items()
     ]
     return Pairing(sorted(pairs), sorted(faults, key=lambda fault: fault.file))
+
+
+def likely_endings(images, label_maps) -> str:
+    """The options that pair most photos with a label map, ``--label-ending _mask`` or ``--image-ending _photo``; "" when none does."""
+    photos, maps = files_by_stem(images, IMAGE_SUFFIXES), files_by_stem(label_maps, LABEL_SUFFIXES)
+    for option, stems, longer in (("--label-ending", photos, sorted(maps)), ("--image-ending", maps, sorted(photos))):
+        endings = Counter()
+        for stem in stems:
+            following = longer[bisect_right(longer, stem) :][:1]
+            endings.update(name[len(stem) :] for name in following if name.startswith(stem) and "/" not in name[len(stem) :])
+        for ending, count in endings.most_common(1):
+            if 2 * count > len(stems):
+                return f"{option} {ending}"
+    return ""
 
 
 def _unusable_names(files: dict[str, list[Path]]) -> list[ShardError]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ofaseg.data import codec
 from ofaseg.data.foreign import foreign_kind
 from ofaseg.data.labelme import read_labelme
-from ofaseg.data.pairs import Pair, pair_by_stem
+from ofaseg.data.pairs import Pair, likely_endings, pair_by_stem
 from ofaseg.data.split_folders import find_split_folders
 from ofaseg.doctor.findings import Finding, Findings, finding, from_error
 from ofaseg.doctor.labels import Conventions, LabelTally, maybe_shifted
@@ -58,7 +58,9 @@ def _pairs_by_split(root: Path, findings: Findings, conventions: Conventions) ->
         findings.add(*(from_error("bad_pair", fault) for fault in faults))
     if not any(splits.values()):
         message = "no photo of images/ has a label map of the same name in labels/"
-        findings.add(finding("bad_pair", root, message, "give both the same stem: images/a.jpg and labels/a.png"))
+        endings = likely_endings(images, labels)
+        cure = f"give {endings} to the doctor and to the converter" if endings else "give both the same stem: images/a.jpg and labels/a.png"
+        findings.add(finding("bad_pair", root, message, cure))
     return splits
 
 

@@ -122,7 +122,7 @@ def test_a_folder_whose_label_maps_have_an_ending(tmp_path, capsys):
     for path in maps:
         path.rename(path.with_stem(path.stem + "_mask"))
     assert main(["doctor", str(root), "--workers", "1", "--quiet"]) == 1
-    capsys.readouterr()
+    assert "give --label-ending _mask to the doctor and to the converter" in capsys.readouterr().out
     assert main(["doctor", str(root), "--workers", "1", "--quiet", "--label-ending", "_mask"]) == 0
     assert capsys.readouterr().out.startswith(f"{len(maps)} samples looked at: 0 errors")
 

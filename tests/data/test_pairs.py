@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ofaseg.data.pairs import files_by_stem, pair_by_stem
+from ofaseg.data.pairs import files_by_stem, likely_endings, pair_by_stem
 
 
 def touch(folder, *names):
@@ -86,3 +86,12 @@ def test_one_of_two_names_in_other_capitals_is_the_partner(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         files_by_stem(tmp_path / "nowhere", (".png",))
+
+
+@pytest.mark.parametrize("photo, label, option", [("", "_mask", "--label-ending _mask"), ("_a", "", "--image-ending _a"), ("x", "y", "")])
+def test_likely_endings(tmp_path, photo, label, option):
+    for k in range(1, 13):
+        for folder, name in (("i", f"scene{k}{photo}.jpg"), ("m", f"scene{k}{label}.png")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / name).write_bytes(b"")
+    assert likely_endings(tmp_path / "i", tmp_path / "m") == option

@@ -227,3 +227,11 @@ def test_endings_of_names(tmp_path):
     assert run(tmp_path / "raw", tmp_path / "out") != 0
     assert run(tmp_path / "raw", tmp_path / "out", "--image-ending", "_photo", "--label-ending", "_mask") == 0
     assert [row["id"] for row in ShardReader.for_split(tmp_path / "out", "train")] == ["a", "b"]
+
+
+def test_an_ending_that_would_pair_is_named(tmp_path, caplog, capsys):
+    write(tmp_path / "raw", "train", [f"photo{k}" for k in range(1, 13)])
+    for path in list((tmp_path / "raw" / "labels" / "train").iterdir()):
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+    assert run(tmp_path / "raw", tmp_path / "out") != 0
+    assert "no label map has the name of a photo" in caplog.text + capsys.readouterr().err
