@@ -201,13 +201,28 @@ def _task_dataclass(name: str, model: str):
 
 
 def _merged(find, options: dict, overrides: dict) -> tuple[str, dict]:
-    """Registered name and all option values: defaults, then the recorded ones, then `overrides`."""
+    """Registered name and all option values: defaults, then the recorded ones, then `overrides`, which have to be of the options' types."""
     name, dataclass_ = find(options.get("_name"))
+    _check_values(dataclass_, overrides)
     fields = [f.name for f in dataclasses.fields(dataclass_) if f.name != "_name"]
     merged = {key: options[key] for key in fields if key in options}
     merged |= {key: overrides[key] for key in fields if key in overrides}
     defaults = vars(dataclass_())
     return name, {key: merged.get(key, defaults[key]) for key in fields}
+
+
+def _check_values(dataclass_, overrides: dict) -> None:
+    """Raises CheckpointError for a value that the option of its name cannot have; unknown names are left alone."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ValidationError
+
+    options = OmegaConf.structured(dataclass_)
+    for key, value in overrides.items():
+        if key in options and isinstance(value, str | int | float):
+            try:
+                options[key] = value
+            except ValidationError as error:
+                raise CheckpointError(f"option {key}: {str(error).splitlines()[0]}; correct --override {key}={value}") from error
 
 
 def _with_parent(groups: dict):

@@ -210,6 +210,10 @@ def test_overrides(folder):
     assert loaded.decoder.input_type == "query" and task.cfg.resnet_iters == 3
     with pytest.raises(CheckpointError, match="unknown option colour"):
         load_model(folder / "checkpoint.pt", overrides={"colour": 1})
+    with pytest.raises(CheckpointError, match=r"^option resnet_iters: .*'many'.*Integer; correct --override resnet_iters=many$"):
+        load_model(folder / "checkpoint.pt", overrides={"resnet_iters": "many"})
+    with pytest.raises(CheckpointError, match="option decoder_input_type: .*'pixels'.*encoder_output"):
+        load_model(folder / "checkpoint.pt", overrides={"decoder_input_type": "pixels"})
 
 
 def test_official_configuration(folder):
