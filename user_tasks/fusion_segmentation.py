@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum
@@ -13,10 +12,11 @@ from torch import Tensor
 from ofaseg.data.class_pairs import PAIR_SOURCES, TEST_SUBSETS, PairChoice, choose_pairs
 from ofaseg.data.few_shot_transforms import FewShotEvaluation, FewShotTraining
 from ofaseg.data.folds import BACKGROUND_NAMES, BENCHMARKS, ClassSplit, FoldError, fold_split, own_split
+from ofaseg.data.pair_lists import PUBLISHED
 from ofaseg.data.pair_view_dataset import PairViewDataset
 from ofaseg.data.present_classes import present_classes
 from ofaseg.evaluation.corner_windows import corner_windows, published_stride
-from ofaseg.evaluation.few_shot import NUM_COUNTS, PROTOCOLS, few_shot_scores, pair_counts
+from ofaseg.evaluation.few_shot import NUM_COUNTS, PROTOCOLS, few_shot_scores, pair_counts, tested_classes
 from ofaseg.evaluation.postprocess import PostProcess
 from ofaseg.models.layers.subclass_fusion import NAME_RULES
 from ofaseg.models.text_encoders.text_table import NameTokenizer, TextTable
@@ -140,6 +140,10 @@ class FusionSegmentationTask(DenseSegmentationTask):
 
     def _whole_split(self) -> ClassSplit:
         cfg = self.cfg
+        if str(cfg.benchmark) == NO_BENCHMARK and cfg.fold:
+            raise FoldError(f"--fold {cfg.fold} of no benchmark; give --benchmark {' or '.join(BENCHMARKS)}, or --novel-classes alone")
+        if str(cfg.benchmark) != NO_BENCHMARK and cfg.novel_classes:
+            raise FoldError(f"--novel-classes beside --benchmark {cfg.benchmark}, whose folds hold classes out; give one of the two")
         if str(cfg.benchmark) != NO_BENCHMARK:
             return fold_split(self.vocabulary, str(cfg.benchmark), cfg.fold)
         if cfg.novel_classes or any(self.vocabulary.novel):
@@ -158,13 +162,18 @@ class FusionSegmentationTask(DenseSegmentationTask):
     def pair_dataset(self, split: str, training: bool, base: bool = False) -> PairViewDataset:
         """Pairs of base classes for training (augmented, shuffled), or of novel ones for tests (in order), or of `base` ones.
 
+        Published lists name base classes in photos of train alone; in other splits the `base` pairs are those of the label maps.
+
         Raises:
             FoldError, ShardError: see `choose_pairs`.
+            ValueError: an option of evaluation that pairs are not tested with.
         """
         cfg, reader = self.cfg, self.reader(split)
+        self._check_test_options()
+        source = "masks" if base and split != "train" and str(cfg.pairs) in PUBLISHED else str(cfg.pairs)
         benchmark = "" if str(cfg.benchmark) == NO_BENCHMARK else str(cfg.benchmark)
         subset = "all" if training else str(cfg.test_subset)
-        choice = PairChoice(str(cfg.pairs), benchmark, cfg.fold, cfg.pair_lists, subset, skip_bad=str(cfg.on_bad_sample) == "skip")
+        choice = PairChoice(source, benchmark, cfg.fold, cfg.pair_lists, subset, skip_bad=str(cfg.on_bad_sample) == "skip")
         present = present_classes(reader, self.vocabulary)
         pairs = choose_pairs(present, self.vocabulary, self.split, choice, training or base)
         testing = FewShotEvaluation(None if cfg.test_with_org_resolution else cfg.patch_image_size)
@@ -187,6 +196,16 @@ class FusionSegmentationTask(DenseSegmentationTask):
             classes=self.split.base,
             present=present,
         )
+
+    def _check_test_options(self) -> None:
+        """Raises ValueError for options of whole photos that pairs are not tested with."""
+        cfg = self.cfg
+        if cfg.scales:
+            raise ValueError(f"scales={cfg.scales}: pairs are tested at one scale; leave scales out")
+        if str(cfg.resize) != "square":
+            raise ValueError(f"resize={cfg.resize}: pairs are tested as squares, or at the photos' own size (test_with_org_resolution)")
+        if (cfg.window or cfg.window_stride) and not cfg.test_with_org_resolution:
+            raise ValueError("window and window_stride are of tests at the photos' own size; add test_with_org_resolution")
 
     # ---- steps ----
 
@@ -216,8 +235,10 @@ class FusionSegmentationTask(DenseSegmentationTask):
         model.eval()
         device = next(model.parameters()).device
         if not sample["nsentences"]:
-            log = {"loss": torch.zeros((), device=device), "sample_size": 0, "ntokens": 0, "nsentences": 0}
-            return log["loss"], 0, in_order(log | {"_pairs": self._no_counts(device), "_bad_rows": len(sample.get("bad_rows", ()))})
+            # as the criterion's log: fairseq sums numbers and tensors of all ranks apart
+            none = torch.zeros((), dtype=torch.long, device=device)
+            log = {"loss": none.float(), "sample_size": none, "ntokens": 0, "nsentences": 0}
+            return log["loss"], none, in_order(log | {"_pairs": self._no_counts(device), "_bad_rows": len(sample.get("bad_rows", ()))})
         logits = self.pair_logits(model, sample)
         loss, sample_size, log = criterion.loss(logits, sample["target"])
         log["_pairs"] = self.counts_of_pairs(logits, sample).flatten()
@@ -239,8 +260,8 @@ class FusionSegmentationTask(DenseSegmentationTask):
         with self.autocast(device):
             if not windows:
                 return model.predict(**inputs).class_logits
-            texts = model.class_embeddings()[class_ids]
-            return torch.stack([self._windows(model, photo, text) for photo, text in zip(model.normalised(image), texts)])
+            texts, post = model.class_embeddings()[class_ids], self.post_process()
+            return torch.stack([self._windows(model, photo, text, post) for photo, text in zip(model.normalised(image), texts)])
 
     def counts_of_pairs(self, logits: Tensor, sample: dict) -> Tensor:
         """(6, C) counts of `few_shot.pair_counts` from logits at the size of the targets."""
@@ -258,7 +279,12 @@ class FusionSegmentationTask(DenseSegmentationTask):
     def _score(self, name: str, meters) -> float:
         """A score over all pairs of a validation, from the counts that fairseq sums."""
         counts = torch.as_tensor(meters["_pairs"].sum).reshape(NUM_COUNTS, -1).long()
-        return round(few_shot_scores(counts, self.split.novel, str(self.cfg.protocol))[name], 6)
+        tested = self.tested_classes(self.split.novel, tested_classes(counts))
+        return round(few_shot_scores(counts, tested, str(self.cfg.protocol))[name], 6)
+
+    def tested_classes(self, side, shown) -> list[int]:
+        """The classes of `side` that a score is the mean of: all of a benchmark's fold, else those among `shown`, which pairs are of."""
+        return [k for k in side if str(self.cfg.benchmark) != NO_BENCHMARK or k in shown]
 
     # ---- several classes at once ----
 
@@ -295,8 +321,7 @@ class FusionSegmentationTask(DenseSegmentationTask):
         whole[:, self.objects] = logits
         return output._replace(class_logits=whole)
 
-    def _windows(self, model, photo: Tensor, text: Tensor, post: Optional[PostProcess] = None) -> Tensor:
-        """(K, H, W) logits of one normalised photo (3, H, W) by the published windows."""
-        window = post.window if post is not None else self.cfg.patch_image_size
-        stride = post.window_stride if post is not None and post.window_stride else published_stride(window)
-        return corner_windows(lambda parts: model.predict(image=parts, text=text).class_logits, photo, window, stride)
+    def _windows(self, model, photo: Tensor, text: Tensor, post: PostProcess) -> Tensor:
+        """(K, H, W) logits of one normalised photo (3, H, W) by the windows of `post`, with the published stride unless it has one."""
+        stride = post.window_stride or published_stride(post.window)
+        return corner_windows(lambda parts: model.predict(image=parts, text=text).class_logits, photo, post.window, stride)

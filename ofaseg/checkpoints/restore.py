@@ -98,9 +98,10 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
         raise CheckpointError(
             f"{path}: unknown option {', '.join(unknown)}; neither the task {task_name} nor the model {model_name} has it"
         )
+    _warn_of_other_split(task_options, overrides, path)
     if "bpe_dir" in task_config:
         task_config["bpe_dir"] = _tokenizer_folder(task_config["bpe_dir"], path)
-    if "bert_vocab" in task_config:
+    if "bert_vocab" in task_config and "bert_vocab" not in overrides:
         task_config["bert_vocab"] = _word_pieces(task_config["bert_vocab"], path)
     if task_config.get("clip_bpe") and "clip_bpe" not in overrides:
         task_config["clip_bpe"] = _merges(task_config["clip_bpe"], path)
@@ -209,6 +210,14 @@ def _merged(find, options: dict, overrides: dict) -> tuple[str, dict]:
     merged |= {key: overrides[key] for key in fields if key in overrides}
     defaults = vars(dataclass_())
     return name, {key: merged.get(key, defaults[key]) for key in fields}
+
+
+def _warn_of_other_split(recorded: dict, overrides: dict, path: Path) -> None:
+    """A warning when other classes count as held out than in training."""
+    for key in ("benchmark", "fold", "novel_classes", "base_classes"):
+        if key in overrides and key in recorded and str(overrides[key]) != str(recorded[key]):
+            told = f"{path}: trained with {key}={recorded[key]}, read with {key}={overrides[key]}"
+            logger.warning("%s: classes that now count as novel may have been trained on", told)
 
 
 def _check_values(dataclass_, overrides: dict) -> None:

@@ -55,7 +55,8 @@ def evaluate(args, device, rank: int) -> int:
     pairs = spread(len(dataset), args.limit or len(dataset))
     mine = [pairs[i] for i in rank_indices(len(pairs))]
     side = task.split.base if args.base else task.split.novel
-    classes = sorted(set(side) & set(dataset.pairs.classes.tolist())) if args.base else side
+    shown = set(dataset.pairs.classes.tolist())
+    classes = sorted(shown.intersection(side)) if args.base else task.tested_classes(side, shown)
     exchanged = exchanged_classes(classes, args.exchange_names) if args.exchange_names else {}
     found = {}
     with tqdm(total=len(mine) * (1 + bool(exchanged)), unit="pair", disable=None if rank == 0 else True) as bar:

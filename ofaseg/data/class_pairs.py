@@ -4,7 +4,8 @@ Where the pairs come from is a named choice (`PAIR_SOURCES`), never a mixture:
 
 - masks: every class that a row's label map shows, if only by one pixel, in the order of the row ids;
 - official, hsnet: the published lists, see `pair_lists`;
-- list: a text or JSON file of one's own, numbered as the lists of the benchmark, or without one by the class ids of the vocabulary.
+- list: a text or JSON file of one's own, numbered as the lists of the benchmark, or without one by the class ids of the vocabulary;
+  one file may hold the pairs of training and of tests.
 
 Training takes the pairs of base classes, testing those of novel ones. Which of the test pairs count is named too (`TEST_SUBSETS`):
 
@@ -80,7 +81,7 @@ def choose_pairs(present: PresentClasses, vocabulary: ClassVocabulary, split: Cl
     """The pairs of a split for training (base classes) or testing (novel classes).
 
     Raises:
-        FoldError: unknown names; a list of one's own holds a class of the other side.
+        FoldError: unknown names; a list of one's own holds a class of neither side.
         ShardError: a list or a label map cannot be read, photos are missing, a class that no photo shows was to be drawn, or no pair
             is left.
     """
@@ -120,11 +121,15 @@ def _listed(present: PresentClasses, vocabulary: ClassVocabulary, split: ClassSp
     if choice.source == "list":
         pairs = read_pair_file(choice.lists, choice.benchmark, coco_year(training) if choice.benchmark == "coco20i" else "")
         pairs = _as_class_ids(pairs, vocabulary, choice)
-        wrong = next((pair for pair in pairs if pair[1] not in wanted), None)
+        wrong = next((pair for pair in pairs if pair[1] not in split.base + split.novel), None)
         if wrong is not None:
+            problem = f"class {wrong[1]} of photo {wrong[0]!r} is neither base nor novel; correct the list or the split"
+            raise FoldError(f"{choice.lists}: {problem}")
+        kept = [pair for pair in pairs if pair[1] in wanted]
+        if len(kept) < len(pairs):
             side = "base" if training else "novel"
-            raise FoldError(f"{choice.lists}: class {wrong[1]} of photo {wrong[0]!r} is no {side} class; correct the list or the split")
-        return PairList(pairs, str(choice.lists))
+            logger.info("%s: %d of %d pairs are of %s classes, the others are not for this", choice.lists, len(kept), len(pairs), side)
+        return PairList(kept, str(choice.lists))
     listed = published_pairs(choice.benchmark, choice.source, choice.lists, training, choice.fold)
     return listed._replace(pairs=_as_class_ids(listed.pairs, vocabulary, choice))
 

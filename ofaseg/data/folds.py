@@ -116,7 +116,7 @@ def own_split(vocabulary: ClassVocabulary, novel_names: Sequence[str] = ()) -> C
     marks = [name in novel_names for name in vocabulary.names] if novel_names else list(vocabulary.novel)
     if not any(marks):
         raise FoldError(f"{vocabulary.source}: no class is marked novel; name the novel classes, or a benchmark and a fold")
-    objects = [k for k, name in enumerate(vocabulary.names) if name not in BACKGROUND_NAMES]
+    objects = [k for k, name in enumerate(vocabulary.names) if name.lower() not in BACKGROUND_NAMES]
     split = ClassSplit(tuple(k for k in objects if not marks[k]), tuple(k for k in objects if marks[k]))
     if not split.base or not split.novel:
         side = "base" if not split.base else "novel"

@@ -62,6 +62,11 @@ def pair_counts(prediction: Tensor, target: Tensor, class_ids: Tensor, num_class
     return zero.index_add_(1, class_ids.reshape(-1).to(counts.device), counts)
 
 
+def tested_classes(counts: Tensor) -> set[int]:
+    """Ids of the classes that summed `pair_counts`, (6, C), have pairs of, with or without a pixel of the class."""
+    return set((counts[_PAIRS] + counts[_EMPTY]).nonzero().flatten().tolist())
+
+
 def few_shot_scores(
     counts: Tensor, classes: Sequence[int], protocol: str = "fusioner", vocabulary: Optional[ClassVocabulary] = None
 ) -> dict:

@@ -131,6 +131,9 @@ class FusionerCosineSchedule(FairseqLRScheduler):
             self.total = updates_of_run(batches, cfg.max_epoch, freq, cfg.skip_remainder_batch)
         if cfg.warmup_num_update <= 0 and cfg.warmup_epochs > 0:
             self.warmup = updates_of_run(batches, cfg.warmup_epochs, freq, cfg.skip_remainder_batch)
+        if self.total is not None and (self.warmup or 0) >= self.total:
+            problem = f"the warm-up of {self.warmup} updates does not end in a run of {self.total}: the rate never reaches --lr nor falls"
+            logger.warning("fusioner_cosine: %s; give a shorter --warmup-epochs or --warmup-num-update", problem)
 
     def step_begin_epoch(self, epoch: int) -> None:
         if self.total is None or self.warmup is None:

@@ -13,6 +13,7 @@ elif [[ "${1:-}" = --dry-run && "${2:-}" =~ ^[0-9]+$ ]]; then
   FOLD="$2"
   set -- --dry-run "${@:3}"
 fi
+[[ "$FOLD" =~ ^[0-3]$ ]] || { echo "$(basename "$0"): there are the folds 0..3, not $FOLD" >&2; exit 2; }
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 [ "$OUT" != "$PWD/outputs/$SCRIPT_NAME" ] || OUT="$OUT-fold$FOLD"
 

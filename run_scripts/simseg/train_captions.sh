@@ -20,7 +20,7 @@ fi
 LR="${LR:-1e-4}"
 train "$DATA" \
   --task image_text_pretraining --arch "${ARCH:-simseg_vit_s}" --criterion image_text_contrastive \
-  --bert-vocab "$BERT_VOCAB" --text-length 25 --patch-image-size 224 --image-size 224 --eval-image-size 288 \
+  --bert-vocab "$BERT_VOCAB" --text-length 25 --caption-augmentation --patch-image-size 224 --image-size 224 --eval-image-size 288 \
   --batch-size $(( 4096 / processes )) --sub-batch-size "${SUB_BATCH:-128}" \
   --optimizer torch_adamw --adam-betas "(0.9, 0.98)" --adam-eps 1e-6 --weight-decay 0.2 \
   --lr "$LR" --lr-scheduler cosine_warmup_ratio --warmup-ratio 0.025 --warmup-init-lr 0 --min-lr "$(awk "BEGIN { print $LR * 0.1 }")" \

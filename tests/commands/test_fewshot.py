@@ -79,7 +79,16 @@ def test_user_errors_are_one_line(world, tmp_path, capsys):
         assert main(["fewshot", *world[:2], "--device", "cpu", "--override", "novel_classes=cyan"]) == 2
         assert "no class 'cyan' to hold out" in capsys.readouterr().err
         assert main(["fewshot", *world[:2], "--device", "cpu", "--override", "benchmark=pascal5i"]) == 2
-        assert "not in the vocabulary" in capsys.readouterr().err
+        assert "--novel-classes beside --benchmark pascal5i" in capsys.readouterr().err
+        for overrides, message in (
+            (["benchmark=pascal5i", "novel_classes="], "not in the vocabulary"),
+            (["scales=0.5,1"], "pairs are tested at one scale"),
+            (["resize=short_side"], "pairs are tested as squares"),
+            (["window=32"], "add test_with_org_resolution"),
+        ):
+            flags = [part for override in overrides for part in ("--override", override)]
+            assert main(["fewshot", *world[:2], "--device", "cpu", *flags]) == 2
+            assert message in capsys.readouterr().err
 
 
 def test_the_same_checkpoint_in_evaluate_and_predict(world, tmp_path):

@@ -144,8 +144,13 @@ def test_own_list_by_class_ids(tmp_path, caplog):
     with pytest.raises(ShardError, match="photos of 1 of 2 pairs are not in the shards"):
         chosen(present, split, source="list", lists=str(path), skip_bad=False)
     path.write_text("b__1\n")
-    with pytest.raises(FoldError, match="class 1 of photo 'b' is no novel class"):
+    with pytest.raises(ShardError, match="no pair of a novel class is left"):
         chosen(present, split, source="list", lists=str(path))
+    path.write_text("b__1\nb__2\n")
+    assert chosen(present, split, source="list", lists=str(path)) == [("b", 2)], "one file for training and tests"
+    assert chosen(present, split, training=True, source="list", lists=str(path)) == [("b", 1)]
+    with pytest.raises(FoldError, match="class 1 of photo 'b' is neither base nor novel"):
+        chosen(present, split._replace(base=(3,)), source="list", lists=str(path))
     path.write_text("b__9\n")
     with pytest.raises(ShardError, match="class number 9 of photo 'b', but there are 4 classes"):
         chosen(present, split, source="list", lists=str(path))

@@ -86,6 +86,14 @@ def test_two_processes_equal_one(world, tmp_path):
         assert ours == pytest.approx(theirs, abs=1e-2)
 
 
+def test_ranks_with_another_number_of_validation_batches(world, tmp_path):
+    """Three batches among two ranks: the rank without a second one sums up the same kinds of numbers."""
+    flags = ("--max-epoch", 1, "--batch-size-valid", 2)
+    one = train(world, tmp_path / "one", *flags)
+    two = train(world, tmp_path / "two", *flags, "--batch-size", 2, "--distributed-world-size", 2, nproc=2)
+    assert scores(two)[0] == pytest.approx(scores(one)[0], abs=2e-2)
+
+
 def test_several_classes_per_sample_and_accumulation(world, tmp_path):
     extra = ("--curriculum", 99, "--num-present", 1, "--num-absent", 1)
     one = train(world, tmp_path / "one", *extra)

@@ -73,6 +73,12 @@ def test_short_runs():
     assert (scheduler.total, scheduler.warmup) == (30, 0) and scheduler.step_update(0) == 1e-3
 
 
+def test_a_warm_up_that_does_not_end_is_told(caplog):
+    _, _, scheduler = build(max_epoch=5, warmup_epochs=10)
+    scheduler.set_batches_per_epoch(7)
+    assert "the warm-up of 70 updates does not end in a run of 35" in caplog.text
+
+
 def test_what_cannot_be():
     for changes, message in (
         ({"max_epoch": 0}, "needs the length of the run"),

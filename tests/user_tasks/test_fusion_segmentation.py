@@ -35,6 +35,11 @@ def test_sides_of_a_split(tmp_path):
         make_task(tmp_path, NAMES, novel_classes="blue", base_classes="green,blue").split  # noqa: B018
     with pytest.raises(FoldError, match="not in the vocabulary"):
         make_task(tmp_path, NAMES, benchmark="pascal5i").split  # noqa: B018
+    with pytest.raises(FoldError, match="--fold 2 of no benchmark"):
+        make_task(tmp_path, NAMES, fold=2).split  # noqa: B018
+    with pytest.raises(FoldError, match="--novel-classes beside --benchmark pascal5i"):
+        make_task(tmp_path, NAMES, benchmark="pascal5i", novel_classes="blue").split  # noqa: B018
+    assert make_task(tmp_path, ("Background", "cat", "dog"), novel_classes="dog").split == ((1,), (2,)), "background in any spelling"
     with pytest.raises(FoldError, match="no class 'cyan' to hold out"):
         make_task(tmp_path, NAMES, novel_classes="cyan").split  # noqa: B018
 
@@ -131,6 +136,29 @@ def test_validation_counts_pairs(tmp_path):
     empty = {"nsentences": 0, "bad_rows": ["gone"], "net_input": {}, "id": torch.zeros(0)}
     nothing = task.valid_step(empty, model, None)[2]
     assert not nothing["_pairs"].any() and list(nothing) == sorted(nothing)
+
+
+def test_a_score_is_the_mean_of_a_whole_fold_or_of_the_classes_of_the_split(tmp_path):
+    """FSS-1000 marks the classes of val and of test as novel: those of the other split are no zeros in HSNet's mean."""
+    from ofaseg.data.folds import class_names
+    from ofaseg.evaluation.few_shot import tested_classes
+
+    counts = torch.zeros(6, 3, dtype=torch.long)
+    counts[4, 1], counts[5, 2] = 3, 1
+    assert tested_classes(counts) == {1, 2}
+    assert make_task(tmp_path, NAMES, novel_classes="red,blue").tested_classes((0, 2), {1, 2}) == [2]
+    fold = make_task(tmp_path, class_names("pascal5i"), benchmark="pascal5i")
+    assert fold.tested_classes(fold.split.novel, {1}) == [0, 1, 2, 3, 4]
+
+
+@torch.no_grad()
+def test_windows_are_those_asked_for(tmp_path):
+    photo, ids = photos(1, 40, 64), torch.tensor([[1]])
+    logits = []
+    for options in ({}, {"window_stride": 8}, {"window": 48}):
+        task = make_task(tmp_path, NAMES, test_with_org_resolution=True, **options)
+        logits.append(task.pair_logits(make_model(task), {"net_input": {"image": photo, "class_ids": ids}}))
+    assert not torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
 
 
 @torch.no_grad()
