@@ -25,7 +25,7 @@ from typing import Optional
 
 import numpy as np
 
-from data_prep.label_values import add_label_arguments, label_map_to_store, mark_novel, user_vocabulary
+from data_prep.label_values import add_label_arguments, label_map_to_store, listed_names, mark_novel, user_vocabulary
 from data_prep.paired import PairSource, find_folder
 from data_prep.palette import NamedColour, colours_to_ids, read_palette
 from data_prep.source import Source, SourceError
@@ -35,7 +35,7 @@ from ofaseg.data.labelme import read_labelme
 from ofaseg.data.pairs import Pairing, likely_endings, pair_by_stem
 from ofaseg.data.rows import ShardError
 from ofaseg.data.split_folders import find_split_folders, usual_names
-from ofaseg.vocabulary import ClassVocabulary, parse_class_names
+from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _vocabulary(root: Path, args: argparse.Namespace, palette: Optional[list[Nam
     """The classes with the stored values of the user's maps; with a palette, its colours. Raises as `open_split`."""
     class_file = root / "classes.txt"
     if args.class_names or class_file.is_file():
-        names = parse_class_names(args.class_names or str(class_file))
+        names = listed_names(args.class_names or str(class_file))
     elif palette is not None:
         names = tuple(entry.name for entry in palette)
     else:

@@ -2,12 +2,13 @@
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Optional, Sequence
 
 import numpy as np
 
 from data_prep.source import SourceError, stored_label_values
-from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, parse_class_names
+from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError, blank_lines, parse_class_names
 
 _DEFAULT_IGNORE = 255
 
@@ -52,6 +53,20 @@ def mark_novel(vocabulary: ClassVocabulary, novel: str) -> ClassVocabulary:
     return replace(vocabulary, novel=tuple(name in names for name in vocabulary.names))
 
 
+def listed_names(text: str) -> tuple[str, ...]:
+    """As `parse_class_names`, for lists whose order says which label value a class has.
+
+    Raises:
+        VocabularyError: no list of names, or a blank line in front of a name, which would move it to another value.
+    """
+    names = parse_class_names(text)
+    blank = blank_lines(text) if Path(text).is_file() else []
+    if blank:
+        problem = f"line {blank[0] + 1} is blank, so that the names after it would stand for lower label values than their lines"
+        raise VocabularyError(f"{text}: {problem}; remove it, or write the name of that class")
+    return names
+
+
 def user_vocabulary(names: Sequence[str], label_offset: int, ignore: Optional[Sequence[int]], source: str) -> ClassVocabulary:
     """The vocabulary whose stored values are those of the user's label maps, so that their bytes can be kept.
 
@@ -62,6 +77,9 @@ def user_vocabulary(names: Sequence[str], label_offset: int, ignore: Optional[Se
     if label_offset < 0:
         raise SourceError(f"--label-offset {label_offset} is negative; give the label value of the first class, 0 or more")
     last = label_offset + len(names) - 1
+    if ignore is None and last >= _DEFAULT_IGNORE:
+        problem = f"{len(names)} classes have the label values {label_offset}..{last}, so that 255 is not free for pixels without a label"
+        raise SourceError(f"{source}: {problem}; say which value these have: --ignore 65535, or another")
     for value in (ignore or ())[1:]:
         if label_offset <= value <= last:
             classes = f"{len(names)} classes have {label_offset}..{last}"

@@ -57,12 +57,16 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """The command line with this entry point's defaults added.
 
     Raises:
-        SystemExit: no ``--config-name``; the message lists those that are here.
+        SystemExit: no ``--config-name``, or an unknown one; the message lists those that are here.
     """
     arguments = list(arguments)
     parsed = get_args_parser().parse_args(arguments)
     if parsed.config_name is None and not (parsed.help or parsed.hydra_help):
         raise SystemExit(f"ofaseg-hydra-train: give --config-name; in {CONFIG_DIR}: {', '.join(_config_names())}")
+    here = not (parsed.config_dir or parsed.config_path or parsed.config_name is None)
+    if here and parsed.config_name.removesuffix(".yaml") not in _config_names():
+        known = f"in {CONFIG_DIR}: {', '.join(_config_names())}; others need --config-dir"
+        raise SystemExit(f"ofaseg-hydra-train: no configuration {parsed.config_name!r}; {known}")
     options = [] if parsed.config_dir or parsed.config_path else ["--config-dir", str(CONFIG_DIR)]
     given = {override.lstrip("+~").partition("=")[0] for override in parsed.overrides}
     added = [f"{key}={value}" for key, value in HYDRA_DEFAULTS.items() if key not in given]

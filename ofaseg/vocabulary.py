@@ -1,6 +1,7 @@
 """Class vocabularies: the ordered class names behind a label map, and everything said about them."""
 
 import colorsys
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional, Sequence
@@ -25,16 +26,28 @@ def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colours)
 
 
+_FILE_ENDING = re.compile(r"\.(txt|names|lst|list|labels|csv|tsv|json|ya?ml)$", re.IGNORECASE)
+
+
+def blank_lines(path) -> list[int]:
+    """Numbers (from 0) of blank lines within a class list, which count as no class: the names after them move up.
+
+    Raises OSError or UnicodeDecodeError when the file cannot be read.
+    """
+    lines = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+    return [k for k, line in enumerate(lines) if not line.strip()]
+
+
 def parse_class_names(text: str) -> tuple[str, ...]:
     """Class names from a file with one name per line, or from a comma-separated list.
 
-    An argument without a comma that names an existing file, or that ends in ``.txt``, is read as a file.
+    An argument without a comma that names an existing file, or that looks like a file's name (a slash, an ending), is read as a file.
 
     Raises:
         VocabularyError: the file is missing or not UTF-8, the list is empty, or a name is empty or repeated.
     """
     path = Path(text)
-    is_file = "," not in text and "\n" not in text and (text.endswith(".txt") or "/" in text or path.is_file())
+    is_file = "," not in text and "\n" not in text and ("/" in text or _FILE_ENDING.search(text) or path.is_file())
     if is_file:
         if not path.is_file():
             raise VocabularyError(f"class list file not found: {text}")

@@ -37,7 +37,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 def test_defaults_of_the_command_line():
     added = ["hydra.job.chdir=false", "hydra.run.dir=${checkpoint.save_dir}"]
-    assert hydra_arguments(["--config-name", "x"]) == ["--config-dir", str(CONFIG_DIR), "--config-name", "x", *added]
+    ours = ["--config-name", "ifseg_shapes"]
+    assert hydra_arguments(ours) == ["--config-dir", str(CONFIG_DIR), *ours, *added]
     assert hydra_arguments(["-cn", "x", "-cd", "y", "a.b=1", "--cfg", "job"]) == ["-cn", "x", "-cd", "y", *added, "a.b=1", "--cfg", "job"]
     given = ["--config-dir", "y", "--config-name", "x", "hydra.run.dir=z", "+hydra.job.chdir=true"]
     assert hydra_arguments(given) == given
@@ -46,6 +47,8 @@ def test_defaults_of_the_command_line():
 def test_missing_config_name_lists_those_here():
     with pytest.raises(SystemExit, match="give --config-name.*ifseg_shapes"):
         hydra_arguments(["task.data=x"])
+    with pytest.raises(SystemExit, match="no configuration 'nix'; in .*ifseg_shapes; others need --config-dir"):
+        hydra_arguments(["--config-name", "nix", "task.data=x"])
 
 
 @pytest.mark.parametrize("architecture", ["segofa_nano", "segofa_tiny", "segofa_base"])

@@ -78,3 +78,10 @@ def test_two_lists_never_disagree_silently():
     assert not shards.renames(shards) and not renamed.renames(renamed) and shards.renamed(["cat", "dog"]) is shards
     with pytest.raises(VocabularyError, match="no class names"):
         resolve_vocabulary("", None)
+
+
+@pytest.mark.parametrize("name", ["clases.names", "my_classes.LST", "nothere.txt", "a/b"])
+def test_a_missing_class_list_is_not_one_class(name):
+    with pytest.raises(VocabularyError, match="class list file not found"):
+        parse_class_names(name)
+    assert parse_class_names("e.coli") == ("e.coli",)

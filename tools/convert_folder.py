@@ -31,6 +31,10 @@ _READ_FILES = ("classes.txt", "metadata.json")
 _READ_FOLDERS = ("rows", "segments")
 
 
+DOCTOR_FLAGS = ("--label-offset", "--ignore", "--image-ending", "--label-ending")
+"""Flags of `prepare.py folder` that `ofaseg doctor` has as well."""
+
+
 class ConvertError(ValueError):
     """A folder that cannot be used for this run; the message says what to do."""
 
@@ -126,6 +130,16 @@ def remove_shards(out: Path) -> None:
             index_path(path).unlink(missing_ok=True)
 
 
+def doctor_flags(flags: Sequence[str]) -> Optional[list[str]]:
+    """The flags of a conversion for the doctor, which reads a folder the same way; None when one of them is not for it."""
+    words = iter(flags)
+    for word in words:
+        option, _, value = word.partition("=")
+        if option not in DOCTOR_FLAGS or not (value or next(words, "")):
+            return None
+    return list(flags)
+
+
 def convert(args: argparse.Namespace, here: dict, command: Sequence[str], needed: Sequence[str]) -> int:
     """Makes the shards in `args.out` those of `here`; returns the exit status.
 
@@ -143,7 +157,8 @@ def convert(args: argparse.Namespace, here: dict, command: Sequence[str], needed
     if there == here and is_whole(out, splits):
         print(f"{out}: shards of this folder are there already")
         return 0
-    if not here["flags"] and ofaseg_command(["doctor", args.root]):  # it knows the usual layout; prepare checks every other one
+    known = doctor_flags(here["flags"])
+    if known is not None and ofaseg_command(["doctor", args.root, *known]):  # it knows the usual layout; prepare checks every other one
         return 1
     if there is not None and there != here:
         print(f"{out}: shards of {difference(there, here)} are replaced")

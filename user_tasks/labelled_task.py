@@ -1,5 +1,6 @@
 """What every task on labelled shards shares: the class vocabulary, where weights start from, readers."""
 
+import os
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -7,6 +8,7 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II, MISSING
 
+from ofaseg.data.folder import missing_folder
 from ofaseg.data.row_dataset import ON_BAD_SAMPLE
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError, name_difference, resolve_vocabulary
@@ -43,8 +45,10 @@ class LabelledTask(VocabularyTask):
 
     @classmethod
     def resolve_vocabulary(cls, cfg: LabelledTaskConfig) -> ClassVocabulary:
-        """Names from --class-names or the shards; raises VocabularyError when neither or both disagree."""
+        """Names from --class-names or the shards; raises VocabularyError when neither or both disagree, ShardError for no folder."""
         shard_vocabulary = load_vocabulary(cfg.data)
+        if shard_vocabulary is None and not cfg.class_names and cfg.data and not os.path.exists(cfg.data):
+            raise missing_folder(cfg.data)
         vocabulary = resolve_vocabulary(cfg.class_names, shard_vocabulary, cfg.rename_classes)
         if shard_vocabulary is None:
             ignore_label = 0 if cfg.label_offset else None

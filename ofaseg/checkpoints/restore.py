@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Optional
 
+import torch
+
 from ofaseg.checkpoints import clip, freeseg, fusioner, simseg
 from ofaseg.checkpoints.class_vectors import keep_text_vectors
 from ofaseg.checkpoints.ifseg import (
@@ -121,17 +123,38 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
     same_classes = same_classes and not is_pretraining(state) and "subclasses" not in overrides
     parent = _with_parent({"model": {**model_config, "_name": model_name}})
     model = task.build_model(parent.model, from_checkpoint=True)  # start weights and towers come from this file's side
-    weights = state["model"]
+    weights, rows = state["model"], {}
     if state["ema"] and not is_official_configuration(state["cfg"] or {}):
         logger.info("%s: using the averaged weights, as validation did", path)
         weights = state["ema"]
     if not same_classes and not isinstance(model, PromptedSegmenter):  # whose classes are never weights
         logger.info("%s: class embeddings are made from the %d class names", path, len(task.vocabulary))
+        rows = {key: weights[key] for key in CLASS_KEYS if key in weights}
         weights = {key: value for key, value in weights.items() if key not in CLASS_KEYS}
     if model_name == "fusioner":
         fusioner.prepare(model, weights)
     load_weights(model, weights, str(path))
+    if rows and recorded is not None and not names_made_rows and "subclasses" not in overrides:
+        _take_trained_rows(model, rows, recorded.names, task.vocabulary)
     return model.to(device).eval(), task
+
+
+@torch.no_grad()
+def _take_trained_rows(model, rows: dict, trained: tuple[str, ...], vocabulary: ClassVocabulary) -> None:
+    """Gives the classes that were trained their vectors, in any order; those of other names stay made from words, with a warning."""
+    places = {name: k for k, name in enumerate(trained)}
+    known = [(k, places[name]) for k, name in enumerate(vocabulary.names) if name in places]
+    if not known:
+        return
+    to, of = (list(ids) for ids in zip(*known))
+    own = model.state_dict()
+    for key, values in rows.items():
+        if key in own and len(values) == len(trained):
+            own[key][to] = values[of].to(own[key])
+    new = [name for name in vocabulary.names if name not in places]
+    if new:
+        told = f"the vectors of {', '.join(new[:5])}{', ...' if len(new) > 5 else ''} are made from their words, not trained"
+        logger.warning("%s: %d of %d classes keep their trained vectors; %s", vocabulary.source, len(known), len(vocabulary), told)
 
 
 def _options(state: dict, path: Path) -> tuple[dict, dict, Optional[ClassVocabulary]]:

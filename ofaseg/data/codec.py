@@ -247,7 +247,8 @@ def decode_stored_labels(data: bytes, where: str = "") -> np.ndarray:
     if image.format in ("JPEG", "MPO"):
         raise CodecError(_message(where, "the label map is a JPEG, whose compression changes class ids; store it as PNG"))
     if image.mode not in ("L", "P", "1", *_SIXTEEN_BIT_MODES):
-        raise CodecError(_message(where, f"the label map has mode {image.mode}, not one channel of class ids; convert it to ids"))
+        cure = "convert it to ids (colours that stand for classes: `prepare.py folder --palette`)"
+        raise CodecError(_message(where, f"the label map has mode {image.mode}, not one channel of class ids; {cure}"))
     orientation = _orientation(image)
     try:
         image.load()

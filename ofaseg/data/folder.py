@@ -156,7 +156,7 @@ def find_split(root, split: str) -> list[str]:
         ShardError: no such folder or split (the message lists those there), shards missing, two sets of shards.
     """
     if not os.path.isdir(root):
-        raise ShardError.at(root, f"no such folder{_near(root)}; give the folder that data_prep/prepare.py wrote")
+        raise missing_folder(root)
     splits = list_splits(root)
     paths = next((splits[name] for name in split_names(split) if name in splits), None)
     if not paths:
@@ -173,6 +173,11 @@ def find_split(root, split: str) -> list[str]:
         problem = f"{len(missing)} of {int(count)} shards of split {split!r} are missing, the first is number {missing[0]:05d}"
         raise ShardError.at(root, f"{problem}; copy the folder again")
     return paths
+
+
+def missing_folder(root) -> ShardError:
+    """The error for a folder of shards that is not there, with names close to it."""
+    return ShardError.at(root, f"no such folder{_near(root)}; give the folder that data_prep/prepare.py wrote")
 
 
 def _near(path) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -131,15 +132,21 @@ def _doubled(files: dict[str, list[Path]], what: str) -> list[ShardError]:
 
 
 def _differing_in_case(lone_photos: dict[str, Path], lone_maps: dict[str, Path]) -> list[ShardError]:
-    """Faults of partners that only capitals keep apart; removes them from both dicts."""
-    by_lower_case = {stem.lower(): stem for stem in lone_maps}
+    """Faults of partners that only capitals or the writing of accents keep apart; removes them from both dicts."""
+    same = {_folded(stem): stem for stem in lone_maps}
     faults = []
-    for stem in [stem for stem in lone_photos if stem.lower() in by_lower_case]:
-        other = by_lower_case.pop(stem.lower(), None)
+    for stem in [stem for stem in lone_photos if _folded(stem) in same]:
+        other = same.pop(_folded(stem), None)
         if other is not None:
             photo, label_map = lone_photos.pop(stem), lone_maps.pop(other)
-            faults.append(ShardError.at(label_map, f"its name and that of {photo} differ in capitals only; rename one of the two"))
+            accents = unicodedata.normalize("NFC", stem) == unicodedata.normalize("NFC", other)
+            how = "in how accents are stored only (Unicode NFC and NFD, as macOS writes)" if accents else "in capitals only"
+            faults.append(ShardError.at(label_map, f"its name and that of {photo} differ {how}; rename one of the two"))
     return faults
+
+
+def _folded(stem: str) -> str:
+    return unicodedata.normalize("NFC", stem).lower()
 
 
 def _without_label_map(lone_photos: dict[str, Path], label_maps, label_suffixes, ending: str) -> list[ShardError]:

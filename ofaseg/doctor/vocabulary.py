@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ofaseg.doctor.findings import Finding, Findings, finding, from_error
-from ofaseg.vocabulary import ClassVocabulary, VocabularyError, name_difference, parse_class_names
+from ofaseg.vocabulary import ClassVocabulary, VocabularyError, blank_lines, name_difference, parse_class_names
 
 _NUMBERED = re.compile(r"^\d+\s*[:=\t;,.)]|^(class|label|category|id)?[ _-]?\d+$", re.IGNORECASE)
 
@@ -34,8 +34,7 @@ def check_lines(path: str) -> list[Finding]:
 
     Raises OSError or UnicodeDecodeError when the file cannot be read.
     """
-    lines = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
-    blank = [k for k, line in enumerate(lines) if not line.strip()]
+    blank = blank_lines(path)
     if not blank:
         return []
     message = f"line {blank[0] + 1} is blank and counts as no class, so the names after it move up"
@@ -83,4 +82,7 @@ def check_names(names: Sequence[str], where: str) -> list[Finding]:
         if _NUMBERED.match(name):
             message = f"class {k} is {name!r}: a model reads the number as a word"
             found.append(finding("numbered_names", where, message, "write plain words; the position in the list is the class id", k))
+    if len(names) > 1 and any(all(re.match(rf"{k + first}\s", name) for k, name in enumerate(names)) for first in (0, 1)):
+        message = f"every name begins with its number, as in {names[0]!r}: a model reads the number as a word"
+        found.append(finding("numbered_names", where, message, "write plain words; the position in the list is the class id", 0))
     return found

@@ -54,9 +54,15 @@ def overlay(image: np.ndarray, label_map: np.ndarray, palette, alpha: float = 0.
     return (mixed + 0.5).astype(np.uint8)
 
 
+LONGEST_SIDE = 4096
+
+
 def enlarge(image: np.ndarray, label_maps: Sequence[Optional[np.ndarray]], min_side: int) -> tuple[np.ndarray, list]:
-    """Photo and label maps enlarged by one whole factor until the short side is at least `min_side`, so that outlines stay thin."""
-    factor = -(-min_side // min(image.shape[:2]))
+    """Photo and label maps enlarged by one whole factor until the short side is at least `min_side`, so that outlines stay thin.
+
+    A long side stays within LONGEST_SIDE, unless it is longer already.
+    """
+    factor = min(-(-min_side // min(image.shape[:2])), LONGEST_SIDE // max(image.shape[:2]))
     if factor <= 1:
         return image, list(label_maps)
     size = (image.shape[1] * factor, image.shape[0] * factor)

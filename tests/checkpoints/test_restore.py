@@ -90,6 +90,23 @@ def test_other_class_names(folder):
     assert predict(loaded, task).shape == (1, 2, 12, 12)
 
 
+def test_trained_class_vectors_go_by_name(folder, caplog):
+    """In another order they move with their names; a new name has its words', and is told."""
+    cfg = configuration(folder, train_class_embedding=True)
+    model = trained_model(cfg, ROWS)
+    with torch.no_grad():
+        model.encoder.seg_embed_tokens.weight += torch.arange(1.0, 4.0)[:, None]
+    state = {"vocabulary": ClassVocabulary(NAMES, source="test").to_json()}
+    torch.save({"model": model.state_dict(), "cfg": cfg, "task_state": state}, folder / "checkpoint.pt")
+    rows = model.class_embeddings()
+    moved, _ = load_model(folder / "checkpoint.pt", class_names="sky, red ball, grass")
+    assert torch.equal(moved.class_embeddings(), rows[[2, 0, 1]]) and not [r for r in caplog.records if r.levelname == "WARNING"]
+    more, _ = load_model(folder / "checkpoint.pt", class_names="water, sky, red ball")
+    assert torch.equal(more.class_embeddings()[1:], rows[[2, 0]])
+    assert torch.equal(more.class_embeddings()[0], more.class_words()[0])
+    assert "2 of 3 classes keep their trained vectors; the vectors of water are made from their words, not trained" in caplog.text
+
+
 def test_subclasses_make_class_rows_anew(folder):
     """Class rows of the checkpoint, trained or not, give way to the mean over the names that are asked for."""
     cfg = configuration(folder)

@@ -95,3 +95,12 @@ def test_likely_endings(tmp_path, photo, label, option):
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / name).write_bytes(b"")
     assert likely_endings(tmp_path / "i", tmp_path / "m") == option
+
+
+def test_names_that_differ_in_how_accents_are_stored(tmp_path):
+    for folder, name in (("i", "\u00dcbung.jpg"), ("m", "U\u0308bung.png")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(b"")
+    pairing = pair_by_stem(tmp_path / "i", tmp_path / "m")
+    assert not pairing.pairs and len(pairing.faults) == 1
+    assert "differ in how accents are stored only (Unicode NFC and NFD" in str(pairing.faults[0])

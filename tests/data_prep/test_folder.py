@@ -235,3 +235,18 @@ def test_an_ending_that_would_pair_is_named(tmp_path, caplog, capsys):
         path.rename(path.with_stem(f"{path.stem}_mask"))
     assert run(tmp_path / "raw", tmp_path / "out") != 0
     assert "no label map has the name of a photo" in caplog.text + capsys.readouterr().err
+
+
+def test_a_blank_line_among_the_names_is_refused(tmp_path, caplog, capsys):
+    """The names after it would be those of other label values than their lines say."""
+    write(tmp_path / "raw", "train")
+    (tmp_path / "raw" / "classes.txt").write_text("\n" + "\n".join(CLASSES) + "\n")
+    assert run(tmp_path / "raw", tmp_path / "out") != 0
+    assert "line 1 is blank" in caplog.text + capsys.readouterr().err
+
+
+def test_with_many_classes_the_value_without_label_has_to_be_said(tmp_path, caplog, capsys):
+    write(tmp_path / "raw", "train", values=(0, 1, 2), classes=[f"thing {'abcdefghij'[k // 26]}{k % 26}" for k in range(256)])
+    assert run(tmp_path / "raw", tmp_path / "out") != 0
+    assert "255 is not free for pixels without a label; say which value these have: --ignore 65535" in caplog.text + capsys.readouterr().err
+    assert run(tmp_path / "raw", tmp_path / "out", "--ignore", "65535") == 0

@@ -440,6 +440,11 @@ def vocabulary_names_with_numbers(root):
     edit_vocabulary(root, names=["red", "1: green", "blue"])
 
 
+@fault("shards", "numbered_names", file="vocabulary.json", row=0)
+def vocabulary_names_that_all_begin_with_their_number(root):
+    edit_vocabulary(root, names=["0 red", "1 green", "2 blue"])
+
+
 # ---- class lists of their own ----
 
 

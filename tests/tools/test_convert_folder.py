@@ -11,7 +11,7 @@ from ofaseg.data.folder import list_splits
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.vocabulary import IGNORE_INDEX
 from tests.toy import NAMES, write_toy_folder
-from tools.convert_folder import main
+from tools.convert_folder import doctor_flags, main
 
 
 @pytest.fixture
@@ -151,6 +151,15 @@ def test_flags_reach_the_converter(folder):
     reader, vocabulary = ShardReader.for_split(shards, "train"), load_vocabulary(shards)
     class_ids = np.concatenate([np.unique(decode_label_map(reader[i]["label_map"], vocabulary)) for i in range(len(reader))])
     assert set(class_ids.tolist()) == {IGNORE_INDEX, 0, 1}
+
+
+def test_flags_that_the_doctor_has_reach_it(folder, capsys):
+    """A folder whose labels count from 1 is checked as well, and found well with its flags."""
+    assert doctor_flags(["--label-offset", "1", "--ignore=0,255"]) == ["--label-offset", "1", "--ignore=0,255"]
+    assert doctor_flags(["--label-maps", "my maps"]) is doctor_flags(["--label-offset"]) is None
+    (folder / "labels" / "photo 3.png").write_bytes(b"not a PNG")
+    assert convert(folder, "--label-offset", "0") == 1
+    assert "samples looked at" in capsys.readouterr().out
 
 
 def test_the_folder_is_checked_before_it_is_converted(folder, capsys):
