@@ -21,6 +21,7 @@ P7    the root logger while fairseq is imported                    every library
 P8    ``fairseq.trainer.Trainer.load_checkpoint``                  a task's own check of the run it resumes (its classes)
 P9    imports of scikit-learn, SciPy and wandb by fairseq          nothing; every command starts two seconds later
 P10   ``fairseq.data.data_utils._find_extra_valid_paths``          validation on data that are files, or several by commas
+P11   ``sys.excepthook`` of ``fairseq-train`` and ``-validate``    nothing; frames of fairseq stand before a user's error
 ===== ============================================================ ====================================================
 
 Files are always read with ``weights_only=True``. P1b alone unpickles freely: its bytes come from rank 0 of the same job
@@ -36,6 +37,7 @@ import os
 import pickle
 import socket
 import sys
+import traceback
 import warnings
 from argparse import Namespace
 
@@ -50,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 SWITCH = "OFASEG_NO_COMPAT"
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__))
+OUR_FOLDERS = tuple(os.path.join(os.path.dirname(PACKAGE_DIR), name, "") for name in ("ofaseg", "user_tasks", "criterions", "data_prep"))
 LAUNCHER_KEYS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
 # message patterns of warnings about code that is not ours and that no user of the toolkit can act on
@@ -420,6 +423,26 @@ def _look_for_subsets_in_folders() -> bool:
     return True
 
 
+def _tell_user_errors_in_a_line() -> bool:
+    """P11: an error that this toolkit raises about files or options ends a command of fairseq as it ends one of `ofaseg`: by its message.
+
+    Errors raised elsewhere keep their traceback, and OFASEG_NO_COMPAT=P11 shows all.
+    """
+    if os.path.basename(sys.argv[0]) not in ("fairseq-train", "fairseq-validate"):
+        return False
+    original = sys.excepthook
+
+    def hook(kind, error, trace):
+        frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+        ours = bool(frames) and frames[-1].startswith(OUR_FOLDERS)
+        if not ours or not isinstance(error, ValueError | OSError):
+            return original(kind, error, trace)
+        print(f"error: {error}", file=sys.stderr)
+
+    sys.excepthook = hook
+    return True
+
+
 PATCHES = {
     "P5": _quiet_warnings,
     "P9": _import_large_packages_late,
@@ -435,6 +458,7 @@ PATCHES = {
     "P6": _announce_epoch_length,
     "P8": _resume_task_state,
     "P10": _look_for_subsets_in_folders,
+    "P11": _tell_user_errors_in_a_line,
 }
 
 

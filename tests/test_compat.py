@@ -1,6 +1,10 @@
 """Every patch of ofaseg/compat.py: the job it is for fails when it alone is switched off, and runs when it is on."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,7 +51,7 @@ def call(server):
     return run
 
 
-AFTER_IMPORT = [name for name in PATCHES if name not in ("P7", "P9")]  # fairseq is imported before the plug-in here
+AFTER_IMPORT = [name for name in PATCHES if name not in ("P7", "P9", "P11")]  # the plug-in comes after fairseq, in no fairseq-train
 
 
 def test_all_patches_are_needed_here(call):
@@ -184,3 +188,12 @@ def test_p9_large_packages_wait(without_p7_and_p9):
     """The metrics of fairseq's tasks on words and sounds import them when they are computed."""
     large = {"sklearn", "scipy", "wandb"}
     assert large <= set(without_p7_and_p9["modules"]) and not large & set(fresh_import()["modules"])
+
+
+@pytest.mark.parametrize("off", ["", "P11"])
+def test_p11_user_errors_end_fairseq_train_in_a_line(tmp_path, off):
+    flags = "--cpu --batch-size 1 --task seq2seq_segmentation --criterion seg_token_cross_entropy --arch segofa_nano".split()
+    command = [Path(sys.executable).parent / "fairseq-train", tmp_path / "nothere", "--user-dir", ROOT / "ofaseg", *flags]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OFASEG_NO_COMPAT": off})
+    assert run.returncode == 1 and "nothere: no such folder" in run.stderr.splitlines()[-1]
+    assert ("Traceback" in run.stderr) == bool(off), run.stderr

@@ -54,7 +54,7 @@ def overlay(image: np.ndarray, label_map: np.ndarray, palette, alpha: float = 0.
     return (mixed + 0.5).astype(np.uint8)
 
 
-LONGEST_SIDE = 4096
+LONGEST_SIDE = 8192
 
 
 def enlarge(image: np.ndarray, label_maps: Sequence[Optional[np.ndarray]], min_side: int) -> tuple[np.ndarray, list]:

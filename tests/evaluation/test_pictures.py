@@ -57,7 +57,7 @@ def test_small_pictures_are_enlarged_and_the_legend_fits():
     drawn = pictures.overlay_with_legend(IMAGE, LABELS, VOCABULARY, min_side=60)
     assert drawn.width >= 80 and drawn.height > 60
     strip = pictures.overlay_with_legend(np.zeros((3, 2000, 3), np.uint8), np.zeros((3, 2000), np.int64), VOCABULARY)
-    assert strip.width == 4000, "not enlarged until three pixels are 320"
+    assert strip.width == 8000, "not enlarged until three pixels are 320"
     assert pictures.with_legend(IMAGE, []).height == 6
     many = pictures.with_legend(np.zeros((50, 300, 3), np.uint8), [(f"class {k}", (k, 0, 0)) for k in range(40)])
     assert many.width == 300 and many.height > 150
