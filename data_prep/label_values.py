@@ -2,13 +2,12 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Optional, Sequence
 
 import numpy as np
 
 from data_prep.source import SourceError, stored_label_values
-from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError, blank_lines, parse_class_names
+from ofaseg.vocabulary import IGNORE_INDEX, ClassVocabulary, VocabularyError, blank_lines, names_a_file, parse_class_names
 
 _DEFAULT_IGNORE = 255
 
@@ -60,7 +59,7 @@ def listed_names(text: str) -> tuple[str, ...]:
         VocabularyError: no list of names, or a blank line in front of a name, which would move it to another value.
     """
     names = parse_class_names(text)
-    blank = blank_lines(text) if Path(text).is_file() else []
+    blank = blank_lines(text) if names_a_file(text) else []
     if blank:
         problem = f"line {blank[0] + 1} is blank, so that the names after it would stand for lower label values than their lines"
         raise VocabularyError(f"{text}: {problem}; remove it, or write the name of that class")

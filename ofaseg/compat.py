@@ -37,7 +37,6 @@ import os
 import pickle
 import socket
 import sys
-import traceback
 import warnings
 from argparse import Namespace
 
@@ -52,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 SWITCH = "OFASEG_NO_COMPAT"
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__))
-OUR_FOLDERS = tuple(os.path.join(os.path.dirname(PACKAGE_DIR), name, "") for name in ("ofaseg", "user_tasks", "criterions", "data_prep"))
+OUR_PACKAGES = ("ofaseg", "user_tasks", "criterions", "data_prep")
 LAUNCHER_KEYS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
 # message patterns of warnings about code that is not ours and that no user of the toolkit can act on
@@ -403,7 +402,6 @@ def _resume_task_state() -> bool:
     return True
 
 
-# P5, P9 and P7 come first: they are about what importing fairseq does
 def _look_for_subsets_in_folders() -> bool:
     """P10: fairseq looks for forgotten validation files in what ``data`` names, as if it were folders, separated by colons."""
     from fairseq.data import data_utils
@@ -424,18 +422,16 @@ def _look_for_subsets_in_folders() -> bool:
 
 
 def _tell_user_errors_in_a_line() -> bool:
-    """P11: an error that this toolkit raises about files or options ends a command of fairseq as it ends one of `ofaseg`: by its message.
+    """P11: the toolkit's own kinds of errors, which are about files and options, end a command of fairseq by their message.
 
-    Errors raised elsewhere keep their traceback, and OFASEG_NO_COMPAT=P11 shows all.
+    All others keep their traceback, for they may be faults of the code.
     """
     if os.path.basename(sys.argv[0]) not in ("fairseq-train", "fairseq-validate"):
         return False
     original = sys.excepthook
 
     def hook(kind, error, trace):
-        frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
-        ours = bool(frames) and frames[-1].startswith(OUR_FOLDERS)
-        if not ours or not isinstance(error, ValueError | OSError):
+        if kind.__module__.partition(".")[0] not in OUR_PACKAGES:
             return original(kind, error, trace)
         print(f"error: {error}", file=sys.stderr)
 
@@ -443,6 +439,7 @@ def _tell_user_errors_in_a_line() -> bool:
     return True
 
 
+# P5, P9 and P7 come first: they are about what importing fairseq does
 PATCHES = {
     "P5": _quiet_warnings,
     "P9": _import_large_packages_late,

@@ -29,6 +29,11 @@ def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
 _FILE_ENDING = re.compile(r"\.(txt|names|lst|list|labels|csv|tsv|json|ya?ml)$", re.IGNORECASE)
 
 
+def names_a_file(text: str) -> bool:
+    """Whether a text with class names is the name of a file, there or not; see `parse_class_names`."""
+    return "," not in text and "\n" not in text and bool("/" in text or _FILE_ENDING.search(text) or Path(text).is_file())
+
+
 def blank_lines(path) -> list[int]:
     """Numbers (from 0) of blank lines within a class list, which count as no class: the names after them move up.
 
@@ -47,8 +52,7 @@ def parse_class_names(text: str) -> tuple[str, ...]:
         VocabularyError: the file is missing or not UTF-8, the list is empty, or a name is empty or repeated.
     """
     path = Path(text)
-    is_file = "," not in text and "\n" not in text and ("/" in text or _FILE_ENDING.search(text) or path.is_file())
-    if is_file:
+    if names_a_file(text):
         if not path.is_file():
             raise VocabularyError(f"class list file not found: {text}")
         try:

@@ -16,7 +16,7 @@ from ofaseg.data.pair_lists import PUBLISHED
 from ofaseg.data.pair_view_dataset import PairViewDataset
 from ofaseg.data.present_classes import present_classes
 from ofaseg.evaluation.corner_windows import corner_windows, published_stride
-from ofaseg.evaluation.few_shot import NUM_COUNTS, PROTOCOLS, few_shot_scores, pair_counts, tested_classes
+from ofaseg.evaluation.few_shot import NUM_COUNTS, PROTOCOLS, classes_with_pairs, few_shot_scores, pair_counts
 from ofaseg.evaluation.postprocess import PostProcess
 from ofaseg.models.layers.subclass_fusion import NAME_RULES
 from ofaseg.models.text_encoders.text_table import NameTokenizer, TextTable
@@ -279,7 +279,7 @@ class FusionSegmentationTask(DenseSegmentationTask):
     def _score(self, name: str, meters) -> float:
         """A score over all pairs of a validation, from the counts that fairseq sums."""
         counts = torch.as_tensor(meters["_pairs"].sum).reshape(NUM_COUNTS, -1).long()
-        tested = self.tested_classes(self.split.novel, tested_classes(counts))
+        tested = self.tested_classes(self.split.novel, classes_with_pairs(counts))
         return round(few_shot_scores(counts, tested, str(self.cfg.protocol))[name], 6)
 
     def tested_classes(self, side, shown) -> list[int]:

@@ -62,7 +62,7 @@ def pair_counts(prediction: Tensor, target: Tensor, class_ids: Tensor, num_class
     return zero.index_add_(1, class_ids.reshape(-1).to(counts.device), counts)
 
 
-def tested_classes(counts: Tensor) -> set[int]:
+def classes_with_pairs(counts: Tensor) -> set[int]:
     """Ids of the classes that summed `pair_counts`, (6, C), have pairs of, with or without a pixel of the class."""
     return set((counts[_PAIRS] + counts[_EMPTY]).nonzero().flatten().tolist())
 

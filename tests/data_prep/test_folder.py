@@ -250,3 +250,10 @@ def test_with_many_classes_the_value_without_label_has_to_be_said(tmp_path, capl
     assert run(tmp_path / "raw", tmp_path / "out") != 0
     assert "255 is not free for pixels without a label; say which value these have: --ignore 65535" in caplog.text + capsys.readouterr().err
     assert run(tmp_path / "raw", tmp_path / "out", "--ignore", "65535") == 0
+
+
+def test_a_long_list_of_names_is_no_file_name(tmp_path):
+    write(tmp_path / "raw", "train")
+    (tmp_path / "raw" / "classes.txt").unlink()
+    names = ", ".join(f"a class with quite a long name of its own, number {k}".replace(",", "") for k in range(12))
+    assert run(tmp_path / "raw", tmp_path / "out", "--class-names", names) == 0

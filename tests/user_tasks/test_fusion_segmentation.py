@@ -141,11 +141,11 @@ def test_validation_counts_pairs(tmp_path):
 def test_a_score_is_the_mean_of_a_whole_fold_or_of_the_classes_of_the_split(tmp_path):
     """FSS-1000 marks the classes of val and of test as novel: those of the other split are no zeros in HSNet's mean."""
     from ofaseg.data.folds import class_names
-    from ofaseg.evaluation.few_shot import tested_classes
+    from ofaseg.evaluation.few_shot import classes_with_pairs
 
     counts = torch.zeros(6, 3, dtype=torch.long)
     counts[4, 1], counts[5, 2] = 3, 1
-    assert tested_classes(counts) == {1, 2}
+    assert classes_with_pairs(counts) == {1, 2}
     assert make_task(tmp_path, NAMES, novel_classes="red,blue").tested_classes((0, 2), {1, 2}) == [2]
     fold = make_task(tmp_path, class_names("pascal5i"), benchmark="pascal5i")
     assert fold.tested_classes(fold.split.novel, {1}) == [0, 1, 2, 3, 4]
