@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Optional
 
+from data_prep.label_values import listed_names
 from data_prep.source import SourceError
-from ofaseg.vocabulary import parse_class_names
 
 
 def find_classes(root, features, label_column: str, class_names: str, label_offset: Optional[int]) -> tuple[tuple[str, ...], int]:
@@ -27,10 +27,10 @@ def find_classes(root, features, label_column: str, class_names: str, label_offs
     """
     given = label_offset or 0
     if class_names:
-        return parse_class_names(class_names), given
+        return listed_names(class_names), given
     folder = Path(root) if Path(root).is_dir() else Path(root).parent
     if (folder / "classes.txt").is_file():
-        return parse_class_names(str(folder / "classes.txt")), given
+        return listed_names(str(folder / "classes.txt")), given
     if (folder / "id2label.json").is_file():
         names, first = _id2label(folder / "id2label.json")
         if first and label_offset not in (None, first):

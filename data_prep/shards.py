@@ -13,11 +13,11 @@ import argparse
 from pathlib import Path
 from typing import Optional
 
-from data_prep.label_values import add_label_arguments, mark_novel, user_vocabulary
+from data_prep.label_values import add_label_arguments, listed_names, mark_novel, user_vocabulary
 from data_prep.source import Source, SourceError
 from ofaseg.data.shards import ShardError, ShardReader, load_vocabulary
 from ofaseg.data.shards import list_splits as splits_in_folder
-from ofaseg.vocabulary import ClassVocabulary, parse_class_names, resolve_vocabulary
+from ofaseg.vocabulary import ClassVocabulary, resolve_vocabulary
 
 _OFFICIAL_OFFSET = 1
 _OFFICIAL_IGNORE = 0
@@ -90,7 +90,7 @@ def _vocabulary(root: Path, args: argparse.Namespace) -> Optional[ClassVocabular
     if vocabulary is not None:
         vocabulary = resolve_vocabulary(args.class_names, vocabulary)
     elif args.class_names:
-        names = parse_class_names(args.class_names)
+        names = listed_names(args.class_names)
         vocabulary = user_vocabulary(names, args.label_offset, args.ignore or (_OFFICIAL_IGNORE,), source="--class-names")
     elif args.novel:
         raise SourceError(f"{root}: --novel needs class names: there is no vocabulary.json beside the shards; give --class-names")

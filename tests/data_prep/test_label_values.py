@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.label_values import class_ids, ignore_values, label_map_to_store, mark_novel, user_vocabulary
+from data_prep.label_values import class_ids, ignore_values, label_map_to_store, listed_names, mark_novel, user_vocabulary
 from data_prep.source import SourceError
 from ofaseg.data import codec
 from ofaseg.vocabulary import IGNORE_INDEX, VocabularyError
@@ -104,3 +104,11 @@ def test_novel_classes_are_marked_by_name():
 def test_novel_classes_that_are_not_there(novel, message):
     with pytest.raises(SourceError, match=message):
         mark_novel(user_vocabulary(NAMES, 0, None, "test"), novel)
+
+
+def test_a_blank_line_among_names_is_refused_where_their_order_counts(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\n\ndog\n\n")
+    with pytest.raises(VocabularyError, match="names.txt: line 2 is blank.*remove it, or write the name"):
+        listed_names(str(tmp_path / "names.txt"))
+    (tmp_path / "names.txt").write_text("cat\ndog\n\n")
+    assert listed_names(str(tmp_path / "names.txt")) == listed_names("cat, dog") == ("cat", "dog"), "blank lines at the end mean nothing"
