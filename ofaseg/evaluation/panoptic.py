@@ -23,6 +23,10 @@ from ofaseg.vocabulary import ClassVocabulary
 IOU_SUM, MATCHED, WRONG, MISSED = range(4)
 """Columns of the counts: sum of IoU, true positives, false positives, false negatives."""
 
+HASH_BITS = 14
+HASH_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xD1342543DE82EF95, 0xDA942042E4DD58B5], dtype=np.uint64).view(np.int64)
+"""Odd numbers with bits in no pattern, for multiplicative hashing."""
+
 
 class PanopticError(ValueError):
     """A segment map and its list of segments that do not belong together; the message names the segments."""
@@ -42,18 +46,49 @@ def overlaps(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.
     """
     if truth.shape != prediction.shape:
         raise PanopticError(f"segment maps of {prediction.shape} and {truth.shape} pixels; resize the prediction to the size of the truth")
-    truth, prediction = truth.ravel(), prediction.ravel()
     if not truth.size:
         return (np.zeros(0, dtype=np.int64),) * 3
-    starts = np.flatnonzero((truth[1:] != truth[:-1]) | (prediction[1:] != prediction[:-1])) + 1
-    starts = np.concatenate([[0], starts])
-    lengths = np.diff(starts, append=truth.size)
-    first, second = truth[starts].astype(np.int64), prediction[starts].astype(np.int64)
+    truth, prediction = truth.ravel(), prediction.ravel()
+    ends = _run_ends(truth, prediction)
+    first, second = truth.take(ends).astype(np.int64), prediction.take(ends).astype(np.int64)
     if min(first.min(), second.min()) < 0:
         raise PanopticError("a segment map holds a negative id; ids start at 1, and 0 is no segment")
-    pairs, number = np.unique(first << 32 | second, return_inverse=True)
-    shared = np.bincount(number.ravel(), weights=lengths).astype(np.int64)
-    return pairs >> 32, pairs & 0xFFFFFFFF, shared
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]
+    lengths[0] += 1
+    keys, shared = _sums_by_key(first << 32 | second, lengths)
+    return keys >> 32, keys & 0xFFFFFFFF, shared.astype(np.int64)
+
+
+def _run_ends(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """(R,) ascending indices of the last pixel of every run in which neither of two (N,) maps changes; N > 0."""
+    pixels = len(truth)
+    is_end = np.zeros(-(-pixels // 8) * 8, dtype=bool)
+    np.not_equal(truth[1:], truth[:-1], out=is_end[: pixels - 1])
+    is_end[: pixels - 1] |= prediction[1:] != prediction[:-1]
+    is_end[pixels - 1] = True
+    eights = is_end.view(np.uint64)  # nearly all are 0; finding the others first is quicker than looking at every pixel
+    some = np.flatnonzero(eights != 0)
+    place = np.flatnonzero(eights[some].view(bool))
+    return (some[place >> 3] << 3) + (place & 7)
+
+
+def _sums_by_key(keys: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones of (N,) int64 keys and the sum of the weights of each, in no particular order.
+
+    Few different keys among many are told apart by a hash several times faster than by sorting; where two of them share a
+    slot, the next hash is tried, at last the keys are sorted.
+    """
+    for multiplier in HASH_MULTIPLIERS:
+        slot = keys * multiplier >> 64 - HASH_BITS & 2**HASH_BITS - 1
+        table = np.empty(2**HASH_BITS, dtype=np.int64)
+        table[slot] = keys
+        if (table[slot] == keys).all():
+            sums = np.bincount(slot, weights=weights)
+            taken = sums > 0
+            return table[: len(sums)][taken], sums[taken]
+    keys, number = np.unique(keys, return_inverse=True)
+    return keys, np.bincount(number.ravel(), weights=weights)
 
 
 def panoptic_counts(

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from ofaseg.evaluation.evaluator import evaluate_batches, rank_indices
-from ofaseg.evaluation.panoptic import PanopticError, PanopticEvaluator, overlaps, panoptic_counts, panoptic_scores
+from ofaseg.evaluation.panoptic import PanopticError, PanopticEvaluator, _sums_by_key, overlaps, panoptic_counts, panoptic_scores
 from ofaseg.structures import PanopticSegmentation, SegmentationOutput
 from ofaseg.vocabulary import ClassVocabulary
 from tests.evaluation.naive_panoptic import naive_counts
@@ -160,6 +160,28 @@ def test_shared_pixels_of_noise():
     for first, second, shared in zip(*overlaps(a, b)):
         assert shared == ((a == first) & (b == second)).sum()
     assert sum(overlaps(a, b)[2]) == a.size
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 3), (5, 8), (9, 13)])
+def test_shared_pixels_of_any_number_of_pixels(size):
+    g = np.random.default_rng(sum(size))
+    a, b = g.integers(0, 2, size), g.integers(0, 3, size).astype(np.int32)
+    found = {(int(x), int(y)): int(n) for x, y, n in zip(*overlaps(a, b))}
+    pairs, pixels = np.unique(np.stack([a.ravel(), b.ravel()]), axis=1, return_counts=True)
+    assert found == {(int(x), int(y)): int(n) for (x, y), n in zip(pairs.T, pixels)}
+
+
+@pytest.mark.parametrize("different", [5, 300, 5000])
+def test_keys_that_share_a_slot_of_the_hash(different):
+    """With 300 keys some meet under every multiplier or under the first ones; with 5,000 all multipliers fail and keys are sorted."""
+    g = np.random.default_rng(1)
+    distinct = g.integers(0, 2**62, different)
+    keys, weights = g.permutation(np.repeat(distinct, 3)), g.integers(1, 9, 3 * different)
+    found, sums = _sums_by_key(keys, weights)
+    order = found.argsort()
+    expected = np.unique(keys)
+    np.testing.assert_array_equal(found[order], expected)
+    np.testing.assert_array_equal(sums[order], [weights[keys == key].sum() for key in expected])
 
 
 def batches_of(indices):
