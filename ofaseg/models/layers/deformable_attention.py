@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CHUNK_BAGS = 1024
+CHUNK_BAGS = 2048
 """Queries of a head whose corners exist at a time on a CPU: they fit into its cache."""
 Shapes = Sequence[tuple[int, int]]
 """(h, w) of each level."""
@@ -123,16 +123,14 @@ class _Corners(NamedTuple):
 
     Attributes:
         rows: (n, 4 * levels * points) rows of the memory as a table (B * S * heads, D).
-        share_x, share_y: (2, n, levels, points) bilinear shares of the pixels before and after the point, 0 for those outside.
-        slope_x, slope_y: of the same shape, their derivatives with respect to x and y.
+        shares: (2, 2, n, levels, points) bilinear shares along x and along y of the pixels before and after the point, 0 for those outside.
+        slopes: of the same shape, their derivatives with respect to x or y.
         weights: (n, levels, points).
     """
 
     rows: Tensor
-    share_x: Tensor
-    share_y: Tensor
-    slope_x: Tensor
-    slope_y: Tensor
+    shares: Tensor
+    slopes: Tensor
     weights: Tensor
 
     @classmethod
@@ -141,27 +139,30 @@ class _Corners(NamedTuple):
         batch, total, heads, _ = value_shape
         index = torch.int32 if batch * total * heads < 2**31 else torch.int64
         photos, of_heads = (torch.arange(size, dtype=index, device=x.device) for size in (batch, heads))
-        first = (photos[:, None] * (total * heads) + of_heads)[:, None].expand(-1, x.shape[1], -1).flatten()
+        first = (photos[:, None] * (total * heads) + of_heads)[:, None].expand(-1, x.shape[1], -1).reshape(-1, 1, 1)
         sizes = torch.tensor(shapes, dtype=index, device=x.device)
         starts = sizes.prod(1, dtype=index).cumsum(0, dtype=index) - sizes.prod(1, dtype=index)
         # one value per element: a level's own would be repeated in steps too short for vector instructions
-        table = torch.stack([*sizes.T, starts])[:, None, :, None].expand(-1, CHUNK_BAGS, -1, x.shape[-1]).contiguous()
-        for parts in zip(*(tensor.flatten(0, 2).split(CHUNK_BAGS) for tensor in (x, y, weights)), first.split(CHUNK_BAGS)):
-            height, width, start = table[:, : len(parts[0])]
-            (column, share_x, slope_x), (row, share_y, slope_y) = _neighbours(parts[0], width), _neighbours(parts[1], height)
-            place = ((row * width + start)[:, None] + column) * heads + parts[3][:, None, None]  # (2, 2, n, levels, points)
-            yield cls(_by_bag(place), share_x, share_y, slope_x, slope_y, parts[2])
+        table = torch.stack([sizes[:, 1] - 1, sizes[:, 0] - 1, sizes[:, 1] * heads, starts * heads])
+        table = table[:, None, :, None].expand(-1, CHUNK_BAGS, -1, x.shape[-1]).contiguous()
+        for *parts, of_bags in zip(*(tensor.flatten(0, 2).split(CHUNK_BAGS) for tensor in (x, y, weights)), first.split(CHUNK_BAGS)):
+            last, (line, start) = table[:2, : len(of_bags)], table[2:, : len(of_bags)]
+            (column, row), shares, slopes = _neighbours(torch.stack(parts[:2]), last)
+            place = (row * line).add_(start + of_bags)[:, None] + column * heads  # (2, 2, n, levels, points)
+            yield cls(_by_bag(place), shares, slopes, parts[2])
 
     def factors(self) -> Tensor:
         """(n, 4 * levels * points) what the rows are multiplied by."""
-        return _by_bag((self.share_y * self.weights)[:, None] * self.share_x)
+        along_x, along_y = self.shares
+        return _by_bag((along_y * self.weights)[:, None] * along_x)
 
     def gradients(self, of_factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients with respect to x, y and weights, each (n, levels, points), from that of the factors."""
         of_corners = of_factors.view(-1, 2, 2, *self.weights.shape[1:]).permute(1, 2, 0, 3, 4).contiguous()
-        of_y, of_x = (of_corners * self.share_x).sum(1), (of_corners * self.share_y[:, None]).sum(0)
-        slopes = ((of_x * self.slope_x).sum(0) * self.weights, (of_y * self.slope_y).sum(0) * self.weights)
-        return *slopes, (of_y * self.share_y).sum(0)
+        along_x, along_y = self.shares
+        of_y, of_x = (of_corners * along_x).sum(1), (of_corners * along_y[:, None]).sum(0)
+        slopes = (torch.stack([of_x, of_y]) * self.slopes).sum(1) * self.weights
+        return *slopes, (of_y * along_y).sum(0)
 
 
 def _by_bag(corners: Tensor) -> Tensor:
@@ -169,17 +170,21 @@ def _by_bag(corners: Tensor) -> Tensor:
     return corners.permute(2, 0, 1, 3, 4).flatten(1)
 
 
-def _neighbours(place: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Places (n, levels, points) on axes of `sizes` samples -> the two next samples, their shares, and the slopes of these.
+def _neighbours(places: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Places (2, n, levels, points) along x and y, on axes of samples 0..last -> the two next samples, their shares, and the slopes of these.
 
-    Each is (2, n, levels, points); shares and slopes are 0 for samples outside.
+    Each is (2, 2, n, levels, points), axes first; shares and slopes are 0 for samples outside.
     """
-    low = place.floor()
-    index = torch.stack([low, low + 1])
-    slope = ((index >= 0) & (index < sizes)).to(place.dtype)
-    share = torch.stack([low + 1 - place, place - low]) * slope
-    slope[0].neg_()
-    return torch.minimum(index.clamp_(min=0), sizes - 1).to(sizes.dtype), share, slope
+    low = places.floor()
+    share = places - low
+    # where it is far outside, any place outside will do that is a whole number of the type
+    index = low.clamp_(-2, 2**30).to(last.dtype)
+    index = torch.stack([index, index + 1], 1)
+    within = index.clamp(min=0).minimum(last[:, None])
+    slopes = torch.eq(within, index, out=torch.empty(index.shape, dtype=places.dtype, device=places.device))
+    shares = torch.stack([1 - share, share], 1).mul_(slopes)
+    slopes[:, 0].neg_()
+    return within, shares, slopes
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

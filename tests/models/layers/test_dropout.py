@@ -17,6 +17,18 @@ def test_dropout(rate):
     torch.testing.assert_close(x.grad, y.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_element_is_dropped_or_scaled_once(dtype):
+    x = torch.randn(7, 33, 5, generator=torch.Generator().manual_seed(0)).to(dtype).transpose(0, 1).requires_grad_()
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    y = dropout(x, 0.3)
+    y.backward(grad)
+    kept = y != 0
+    assert y.dtype == dtype and 0 < kept.sum() < y.numel()
+    assert torch.equal(y, (x * (1 / 0.7)).where(kept, torch.zeros(()).to(dtype)))
+    assert torch.equal(x.grad, (grad * (1 / 0.7)).where(kept, torch.zeros(()).to(dtype)))
+
+
 def test_dropout_is_seeded():
     x = torch.ones(50)
     results = []
