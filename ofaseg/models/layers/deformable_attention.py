@@ -171,7 +171,7 @@ def _by_bag(corners: Tensor) -> Tensor:
 
 
 def _neighbours(places: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Places (2, n, levels, points) along x and y, on axes of samples 0..last -> the two next samples, their shares, and the slopes of these.
+    """Places (2, n, levels, points) along x and y, on axes of samples 0..last -> the two next samples, their shares, and their slopes.
 
     Each is (2, 2, n, levels, points), axes first; shares and slopes are 0 for samples outside.
     """
