@@ -8,6 +8,7 @@ from fairseq.dataclass import FairseqDataclass
 from torch import Tensor, nn
 
 from ofaseg.models.image_encoders.vit import interpolate_positions
+from ofaseg.models.layers.clip_block import feed_forward, run_block
 
 
 @dataclass
@@ -84,7 +85,7 @@ def before_last_block(visual: nn.Module, image: Tensor, stride: int) -> tuple[Te
     tokens = torch.cat([visual.class_embedding.expand(len(patches), 1, -1).to(patches.dtype), patches], 1)
     tokens = visual.ln_pre(tokens + interpolate_positions(visual.positional_embedding[None], *grid))
     for block in visual.transformer.resblocks[:-1]:
-        tokens = block(tokens)
+        tokens = run_block(block, tokens)
     return tokens, grid
 
 
@@ -93,7 +94,7 @@ def photo_vectors(visual: nn.Module, tokens: Tensor) -> Tensor:
     block = visual.transformer.resblocks[-1]
     keys = block.ln_1(tokens)
     cls = tokens[:, :1] + block.ls_1(block.attention(keys[:, :1], keys, keys))
-    cls = cls + block.ls_2(block.mlp(block.ln_2(cls)))
+    cls = cls + block.ls_2(feed_forward(block.mlp, block.ln_2(cls)))
     return F.normalize(visual.ln_post(cls[:, 0]) @ visual.proj, dim=-1)
 
 
@@ -116,6 +117,6 @@ def text_vectors(clip: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> 
     tokens = clip.token_embedding(input_ids) + clip.positional_embedding[:length]
     unseen = clip.attn_mask[:length, :length]
     for block in clip.transformer.resblocks:
-        tokens = block(tokens, attn_mask=unseen)
+        tokens = run_block(block, tokens, unseen)
     ends = tokens[torch.arange(len(tokens), device=tokens.device), attention_mask.sum(1) - 1]
     return F.normalize(clip.ln_final(ends) @ clip.text_projection, dim=-1)

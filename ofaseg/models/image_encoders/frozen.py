@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ofaseg.models.clip_towers import before_last_block, grid_of
 from ofaseg.models.image_encoders.mobilenet_v2 import MobileNetV2
+from ofaseg.models.layers.clip_block import run_block
 
 TRANSFORMERS = ("vision_transformer", "deit", "eva")
 """Modules of timm whose models have tokens on a grid of patches at any photo size."""
@@ -30,7 +31,7 @@ class ClipPatches(nn.Module):
         """Patches and grid as the module docstring says. Raises ValueError when a side is no multiple of the patch."""
         visual = self.visual
         tokens, grid = before_last_block(visual, image, self.stride)
-        tokens = visual.transformer.resblocks[-1](tokens)[:, 1:]
+        tokens = run_block(visual.transformer.resblocks[-1], tokens)[:, 1:]
         return unit_vectors(visual.ln_post(tokens) @ visual.proj), grid
 
 

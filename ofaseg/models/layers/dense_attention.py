@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofaseg.models.layers.clip_block import feed_forward, heads
+
 VARIANTS = ("clip", "maskclip", "sclip", "clearclip", "naclip")
 REDUCED = ("maskclip", "clearclip", "naclip")
 """Variants whose paper leaves residual and feed-forward network out of the last block (MaskCLIP on its ResNets)."""
@@ -77,12 +79,11 @@ class DenseAttention:
         if self.is_reduced:
             return mixed
         tokens = tokens + mixed
-        return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+        return tokens + block.ls_2(feed_forward(block.mlp, block.ln_2(tokens)))
 
     def _mix(self, attention: nn.MultiheadAttention, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """out(W v) over all heads for normalised tokens (B, N, F)."""
-        parts = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts)  # (B, heads, N, d)
+        q, k, v = heads(attention, tokens)
         scale = q.shape[-1] ** -0.5 / self.temperature
         if self.variant == "maskclip":
             mixed = v

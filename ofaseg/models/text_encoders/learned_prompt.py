@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofaseg.models.layers.clip_block import after_attention, heads
+
 TASK_TEXTS = {"semantic": "semantic segmentation.", "instance": "instance segmentation.", "panoptic": "panoptic segmentation."}
 """Tasks, and the words that stand for them."""
 TASK_TOKENS = {
@@ -85,25 +87,14 @@ def encode_with_beginning(clip, beginning: Tensor, endings: Tensor, ends: Tensor
 
 def _block(block, x: Tensor, y: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """One block of CLIP's text tower over beginnings x (1, P, width) and endings y (K, S, width) that follow them."""
-    x_query, x_keys, x_values = _heads(block, x)
-    query, keys, values = _heads(block, y)
+    x_query, x_keys, x_values = heads(block.attn, block.ln_1(x))
+    query, keys, values = heads(block.attn, block.ln_1(y))
     before = (len(y), -1, -1, -1)
     keys = torch.cat([x_keys.expand(before), keys], 2)
     values = torch.cat([x_values.expand(before), values], 2)
     x_found = F.scaled_dot_product_attention(x_query, x_keys, x_values, is_causal=True)
     found = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
-    return _after_attention(block, x, x_found), _after_attention(block, y, found)
-
-
-def _heads(block, tokens: Tensor) -> Sequence[Tensor]:
-    """Queries, keys and values (N, heads, L, d) of tokens (N, L, width)."""
-    mixed = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
-    return mixed.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _after_attention(block, tokens: Tensor, found: Tensor) -> Tensor:
-    tokens = tokens + block.ls_1(block.attn.out_proj(found.transpose(1, 2).flatten(2)))
-    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    return after_attention(block, x, x_found), after_attention(block, y, found)
 
 
 def pack_names(
