@@ -36,12 +36,17 @@ def count_true(masks: Tensor) -> Tensor:
     return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.long)
 
 
-def last_true(masks: Tensor) -> Tensor:
-    """(H, W) long: the last of (N, H, W) bool masks that holds the pixel, -1 for none."""
+def any_true(masks: Tensor, dim: int) -> Tensor:
+    """`masks.any(dim)` of (N, H, W) bool masks, a dozen times as quick on a CPU."""
+    return masks.view(torch.uint8).amax(dim).bool()
+
+
+def last_true(masks: Tensor, counted: Tensor) -> Tensor:
+    """(H, W) long: the last of (N, H, W) bool masks that holds the pixel, -1 for none; only those that are `counted`, (N,) bool."""
     result = torch.full(masks.shape[1:], -1, dtype=torch.long, device=masks.device)
     for start in range(0, len(masks), _BYTE):
         part = masks[start : start + _BYTE]
-        order = torch.arange(1, len(part) + 1, dtype=torch.uint8, device=masks.device)
+        order = torch.arange(1, len(part) + 1, dtype=torch.uint8, device=masks.device) * counted[start : start + _BYTE]
         last = (part.view(torch.uint8) * order[:, None, None]).amax(0)  # numbers in bytes: a quarter of the memory to move
         result = torch.where(last > 0, last.long() + (start - 1), result)
     return result
@@ -51,8 +56,8 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
     """(N, 4) float [x0, y0, x1, y1] in pixels around (N, H, W) bool masks, ends exclusive; zeros for empty masks."""
     if not masks.numel():
         return torch.zeros(len(masks), 4, device=masks.device)
-    x0, x1 = _ends(masks.any(1))
-    y0, y1 = _ends(masks.any(2))
+    x0, x1 = _ends(any_true(masks, 1))
+    y0, y1 = _ends(any_true(masks, 2))
     return torch.stack([x0, y0, x1, y1], 1).float()
 
 

@@ -82,7 +82,7 @@ def panoptic_segments(
     scores, labels = (counted_scores(proposals) / rules.temperature).softmax(-1).max(-1)
     masks = proposals.mask_logits.sigmoid() >= rules.panoptic_probability
     full_area = count_true(masks)
-    masks &= label_map == labels[:, None, None]
+    masks.logical_and_(label_map == labels[:, None, None])
     area = count_true(masks)
     is_thing = thing.to(labels.device).bool()[labels]
     keep = proposals.valid & (area > 0) & (area.double() / full_area.clamp(min=1) >= rules.overlap_threshold)
@@ -92,7 +92,7 @@ def panoptic_segments(
     order = torch.arange(len(labels), device=labels.device)
     first = torch.where(merges.any(1), merges.int().argmax(1), order)
     ids = torch.where(keep, torch.cumsum(keep & (first == order), 0)[first], 0)
-    last = last_true(masks & keep[:, None, None])
+    last = last_true(masks, keep)
     segment_map = torch.where(last >= 0, ids[last.clamp(min=0)], 0).int()
     segment_map = resize_nearest(segment_map, size)
     areas, boxes = segment_areas_and_boxes(segment_map, len(labels))
@@ -138,7 +138,7 @@ def instances(
     scores, labels = sharp.max(-1)
     masks = proposals.mask_logits >= rules.mask_logit
     area = count_true(masks)
-    own = count_true(masks & (label_map == labels[:, None, None]))
+    own = count_true((label_map == labels[:, None, None]).logical_and_(masks))
     keep = proposals.valid & (scores > rules.score_threshold) & (own.double() / area.clamp(min=1) > rules.overlap_threshold)
     if thing is not None:
         keep &= thing.to(labels.device).bool()[labels]
@@ -158,8 +158,8 @@ def _suppressed(masks: Tensor, area: Tensor, labels: Tensor, keep: Tensor, rules
     order = torch.arange(len(area), device=area.device)
     if rules.suppression == "official":
         judged = torch.where(keep, area, -1).argmax(0, keepdim=True)  # the first of equally large ones
-        others = masks & (keep & (order != judged))[:, None, None]
-        covered = count_true(others.any(0, keepdim=True))
+        others = last_true(masks, keep & (order != judged)) >= 0
+        covered = count_true(others[None])
         largest = keep & (order == judged)
     else:
         together = keep & keep[:, None] & (labels == labels[:, None])

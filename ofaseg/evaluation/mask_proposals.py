@@ -109,18 +109,20 @@ def class_map(proposals: Proposals, size: Optional[tuple[int, int]] = None) -> T
     Returns:
         (H, W) long class ids.
     """
-    masks, scores = proposals.mask_logits.sigmoid(), counted_scores(proposals)
+    masks, scores = proposals.mask_logits, counted_scores(proposals)
     queries, rows, width = masks.shape
     height, out_width = (rows, width) if size is None else (int(size[0]), int(size[1]))
     same = (rows, width) == (height, out_width)
+    masks = masks if same else masks.sigmoid()
     low, weight = source_rows(rows, height, masks.device)
     low, high, weight = low, (low + 1).clamp(max=rows - 1), weight[:, None]
     step = max(1, CHUNK_ELEMENTS // (out_width * max(queries, scores.shape[1])))
     result = torch.empty(height, out_width, dtype=torch.long, device=masks.device)
     for start in range(0, height, step):
         band = slice(start, min(start + step, height))
-        part = masks[:, band]
-        if not same:
+        if same:
+            part = masks[:, band].sigmoid()
+        else:
             part = torch.lerp(masks[:, low[band]], masks[:, high[band]], weight[band])
             part = F.interpolate(part[None], size=(part.shape[1], out_width), mode="bilinear", align_corners=False)[0]
         result[band] = (part.flatten(1).T @ scores).argmax(1).view(-1, out_width)

@@ -4,7 +4,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ofaseg.evaluation.mask_geometry import boxes_of_masks, count_true, last_true, nearest_source, resize_nearest, segment_areas_and_boxes
+from ofaseg.evaluation.mask_geometry import (
+    any_true,
+    boxes_of_masks,
+    count_true,
+    last_true,
+    nearest_source,
+    resize_nearest,
+    segment_areas_and_boxes,
+)
 
 
 def test_pixels_are_those_of_pillow():
@@ -45,12 +53,19 @@ def test_last_mask_of_each_pixel():
     """Also beyond the numbers that a byte holds."""
     masks = torch.from_numpy(np.random.default_rng(0).random((600, 6, 9)) < 0.004)
     masks[255] |= masks[254]
-    masks[599, 0, 0] = True
+    masks[598:, 0, 0] = True
+    counted = torch.arange(600) % 7 != 4  # 599 is not
     expected = np.full((6, 9), -1)
     for k, mask in enumerate(masks.numpy()):
-        expected[mask] = k
-    assert last_true(masks).tolist() == expected.tolist() and (expected == -1).any() and len(np.unique(expected // 255)) > 3
-    assert last_true(masks[:0]).tolist() == [[-1] * 9] * 6
+        expected[mask & counted[k].item()] = k
+    assert last_true(masks, counted).tolist() == expected.tolist() and (expected == -1).any() and len(np.unique(expected // 255)) > 3
+    assert last_true(masks[:0], counted[:0]).tolist() == [[-1] * 9] * 6
+
+
+def test_pixels_in_any_mask():
+    masks = torch.from_numpy(np.random.default_rng(0).random((5, 6, 9)) < 0.1)
+    for dim in range(3):
+        assert torch.equal(any_true(masks, dim), masks.any(dim)) and not masks.any(dim).all()
 
 
 def test_counts():

@@ -1,7 +1,7 @@
 """Masked regions cut out of a photo and resized, as CLIP reads them (FreeSeg, section 3.5).
 
 Two forms of the same resize, bicubic with aligned corners and taps clamped to the box: one region after the other, whose work is that
-of its box alone, on a CPU; on a GPU, all regions of a photo together, by one matrix per side and box.
+of its box alone, on a CPU; on a GPU, all regions of a photo together. One matrix per side and box does it, but for large boxes on a CPU.
 """
 
 import torch
@@ -65,11 +65,22 @@ def region_crops(photo: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tens
 
 
 def crops_in_turn(photo: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """As `region_crops`, by one interpolation per region."""
+    """As `region_crops`, one region after the other: matrix products for those that are not much larger than `size`, else interpolation."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    longest = int(sides.max()) if len(sides) else 0
+    columns, rows = (cubic_matrix(torch.zeros_like(side), side, longest, size) for side in sides.T)
     crops = photo.new_empty(len(masks), 3, size, size)
-    for crop, mask, (left, top, right, bottom) in zip(crops, masks, boxes.tolist()):
+    for crop, mask, box, by_row, by_column in zip(crops, masks, boxes.tolist(), rows.to(photo.dtype), columns.to(photo.dtype)):
+        left, top, right, bottom = box
+        height, width = bottom - top, right - left
         region = photo[:, top:bottom, left:right] * mask[top:bottom, left:right].to(photo.dtype)
-        crop.copy_(F.interpolate(region[None], size=(size, size), mode="bicubic", align_corners=True)[0])
+        by_row, by_column = by_row[:, :height], by_column[:, :width].T
+        if height * width + size * min(height, width) > 2 * size**2:
+            crop.copy_(F.interpolate(region[None], size=(size, size), mode="bicubic", align_corners=True)[0])
+        elif height < width:
+            torch.matmul(by_row, region @ by_column, out=crop)
+        else:
+            torch.matmul(by_row @ region, by_column, out=crop)
     return crops
 
 
