@@ -1,6 +1,6 @@
 """A user's own folder: photos, label maps of the same names, and a list of class names.
 
-    ROOT/images[/<split>]/**/<stem>.jpg     (.png, .bmp, .tif, .webp; `--images SUBDIR` for another name than images)
+    ROOT/images[/<split>]/**/<stem>.jpg     (.png, .bmp, .tif, .webp, .gif; `--images SUBDIR` for another name than images)
     ROOT/labels[/<split>]/**/<stem>.png     (or labelme's <stem>.json; `--label-maps SUBDIR` for another name than labels)
     ROOT/classes.txt                        one class name per line (or `--class-names`)
 

@@ -22,13 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ofaseg.commands import common
+from ofaseg.data.codec import PHOTO_SUFFIXES
 from ofaseg.data.mask_target_dataset import SEMANTIC
 from ofaseg.evaluation import pictures, report
 from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 URL_TIMEOUT = 20.0
 MAX_URL_BYTES = 256 * 2**20
 

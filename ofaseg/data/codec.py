@@ -27,6 +27,9 @@ except ImportError:
 MAX_PIXELS = 178_956_970
 """Larger images are refused: a file of a few bytes may claim any size (Pillow refuses the same)."""
 
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+"""Of the files that folders are searched for photos by; of several pictures in a file the first counts."""
+
 _OUT_OF_RANGE = -2
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 # what Pillow's plug-ins raise at damaged files; those of TIFF do not stop at the documented ones

@@ -27,7 +27,15 @@ _KIND = "ofaseg folder, version 1"
 _SUBFOLDERS = {"image": "images", "label_map": "labels", "segment_map": "segments"}
 _SAFE_NAME = re.compile(r"(\w[\w\-]*/)*\w[\w\-.]*", re.ASCII)
 _MAX_NAME = 100
-_SUFFIXES = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"BM", ".bmp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"), (b"RIFF", ".webp"))
+_SUFFIXES = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"BM", ".bmp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+    (b"RIFF", ".webp"),
+    (b"GIF8", ".gif"),
+)
 
 
 def write_folder(root, out, splits: Optional[Sequence[str]] = None) -> dict[str, int]:

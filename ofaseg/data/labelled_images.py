@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Sequence
 
+from ofaseg.data.codec import PHOTO_SUFFIXES
 from ofaseg.data.folder import split_names, stored_name
 from ofaseg.data.image_text_hf import IMAGE_NAMES, is_saved
 from ofaseg.data.rows import ShardError
 from ofaseg.data.shards import find_split
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "category")
 ACCEPTED = "a folder <split>/<class>/*.jpg, <split>*.parquet with an image and a label column, or a folder of Dataset.save_to_disk"
 
@@ -50,7 +50,7 @@ def open_labelled(root, split: str, image_column: str = "", label_column: str = 
     if folder is None:
         there = ", ".join(sorted(path.name for path in root.iterdir())[:20]) if root.is_dir() else "it is no folder"
         raise ShardError.at(root, f"no images of split {split!r} ({there}); give {ACCEPTED}")
-    files = [path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = [path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in PHOTO_SUFFIXES]
     if not files:
         raise ShardError.at(folder, f"no image one folder below it; give {ACCEPTED}")
     return LabelledImages([path.parent.name for path in files], lambda i: files[i].read_bytes(), lambda i: str(files[i]))

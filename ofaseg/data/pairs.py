@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from ofaseg.data.codec import PHOTO_SUFFIXES
 from ofaseg.data.rows import ShardError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".json", ".bmp", ".tif", ".tiff")
 """Formats that keep class ids; `.json` are labelme polygons."""
 _UNDECODED = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that are not UTF-8
@@ -73,7 +73,7 @@ def pair_by_stem(
     Raises:
         FileNotFoundError: one of the folders is missing.
     """
-    photos = files_by_stem(images, IMAGE_SUFFIXES, image_ending)
+    photos = files_by_stem(images, PHOTO_SUFFIXES, image_ending)
     maps = files_by_stem(label_maps, label_suffixes, label_ending, label_passed_over)
     faults = [*_unusable_names(photos), *_unusable_names(maps)]
     faults += [*_doubled(photos, "photos"), *_doubled(maps, "label maps")]
@@ -91,7 +91,7 @@ def pair_by_stem(
 
 def likely_endings(images, label_maps) -> str:
     """The options that pair most photos with a label map, ``--label-ending _mask`` or ``--image-ending _photo``; "" when none does."""
-    photos, maps = files_by_stem(images, IMAGE_SUFFIXES), files_by_stem(label_maps, LABEL_SUFFIXES)
+    photos, maps = files_by_stem(images, PHOTO_SUFFIXES), files_by_stem(label_maps, LABEL_SUFFIXES)
     for option, stems, longer in (("--label-ending", photos, sorted(maps)), ("--image-ending", maps, sorted(photos))):
         endings = Counter()
         for stem in stems:

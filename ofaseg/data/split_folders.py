@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ofaseg.data.pairs import IMAGE_SUFFIXES, files_by_stem
+from ofaseg.data.codec import PHOTO_SUFFIXES
+from ofaseg.data.pairs import files_by_stem
 from ofaseg.data.rows import ShardError
 
 _SPLIT_NAME = re.compile(r"(train|training|val|valid|validation|trainval|test|testing)(\d{4})?", re.IGNORECASE)
@@ -58,7 +59,7 @@ def _split_folders(folder: Path) -> Iterator[Path]:
 
 def _beside(images: Path, label_maps: Path, names: list[str], photo_splits: set[str]) -> list[ShardError]:
     """Photos that lie in no split folder, be it left out or not; label maps below the photos do not count as photos."""
-    photos = (path for paths in files_by_stem(images, IMAGE_SUFFIXES).values() for path in paths)
+    photos = (path for paths in files_by_stem(images, PHOTO_SUFFIXES).values() for path in paths)
     beside = [path for path in photos if path.relative_to(images).parts[0] not in photo_splits and not path.is_relative_to(label_maps)]
     if not beside:
         return []

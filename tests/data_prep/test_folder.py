@@ -257,3 +257,17 @@ def test_a_long_list_of_names_is_no_file_name(tmp_path):
     (tmp_path / "raw" / "classes.txt").unlink()
     names = ", ".join(f"a class with quite a long name of its own, number {k}".replace(",", "") for k in range(12))
     assert run(tmp_path / "raw", tmp_path / "out", "--class-names", names) == 0
+
+
+def test_photos_of_every_format_that_is_read(tmp_path):
+    for suffix in codec.PHOTO_SUFFIXES:
+        photo, label_map = (tmp_path / "raw" / part / "train" / f"photo_{suffix[1:]}" for part in ("images", "labels"))
+        write_pair(photo.with_suffix(".png"), label_map.with_suffix(".png"), row_of((0, 1, 2, 255)), 0)
+        image = Image.open(photo.with_suffix(".png")).convert("L" if suffix == ".pgm" else "RGB")
+        photo.with_suffix(".png").unlink()
+        image.save(photo.with_suffix(suffix), "JPEG" if suffix == ".jfif" else None)
+    (tmp_path / "raw" / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    rows = ShardReader.for_split(tmp_path / "out", "train")
+    assert len(rows) == len(codec.PHOTO_SUFFIXES)
+    assert {codec.decode_image(rows[i]["image"]).shape for i in range(len(rows))} == {(4, 4, 3)}
