@@ -61,7 +61,8 @@ def region_crops(photo: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tens
     Returns: (Q, 3, size, size).
     """
     form = crops_in_turn if photo.device.type == "cpu" else crops_together
-    return form(photo, masks, boxes, size)
+    with torch.autocast(photo.device.type, enabled=False):  # a resize in bfloat16 would lose colours, which a tower in bfloat16 does not
+        return form(photo, masks, boxes, size)
 
 
 def crops_in_turn(photo: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -51,6 +51,15 @@ def test_against_one_after_the_other(monkeypatch, form, size, chunk):
     torch.testing.assert_close(crops, one_after_the_other(photo, masks[valid], size), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [9, 70])
+def test_under_autocast_colours_stay_exact(size):
+    photo, masks = 3 * torch.randn(3, HEIGHT, WIDTH), regions()
+    boxes, valid = boxes_of(masks)
+    expected = region_crops(photo, masks[valid], boxes[valid], size)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(region_crops(photo, masks[valid], boxes[valid], size), expected)
+
+
 def test_nothing_to_cut():
     masks = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
     boxes, valid = boxes_of(masks)
