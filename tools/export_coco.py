@@ -23,7 +23,7 @@ def main(argv=None) -> int:
     parser.add_argument("shards", help="folder that data_prep/prepare.py wrote")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--splits", help="comma list of splits (default: all)")
-    parser.add_argument("--photo-suffix", default=".jpg", help="of the photos' names in the lists (default %(default)s)")
+    parser.add_argument("--photo-suffix", help="of the photos' names in the lists (default: that of what each photo is, such as .jpg)")
     args = parser.parse_args(argv)
     try:
         vocabulary = load_vocabulary(args.shards)

@@ -82,10 +82,9 @@ class MaskOutputs:
     def thing_marks(self) -> tuple[bool, ...]:
         """K booleans, True for countable classes: the vocabulary's marks; else all but those that the checkpoint knows as stuff."""
         vocabulary, trained = self.vocabulary, self.trained_vocabulary
-        if any(vocabulary.thing):
+        if vocabulary.thing:
             return vocabulary.thing
-        marks = trained.thing if trained is not None else ()
-        stuff = [name for name, thing in zip(trained.names, marks) if not thing] if any(marks) else []
+        stuff = [name for name, thing in zip(trained.names, trained.thing) if not thing] if trained is not None else []
         return tuple(not known for known in share_a_word(vocabulary.names, stuff))
 
     @property

@@ -248,5 +248,5 @@ def write_segments(out: Path, name: str, reader, index: int, panoptic: PanopticS
 
 def true_segments(segment_map: Tensor, entries: Sequence[dict], vocabulary) -> PanopticSegmentation:
     """The segments of a row of shards as those of a prediction."""
-    marks = vocabulary.thing if any(vocabulary.thing) else (True,) * len(vocabulary)
+    marks = vocabulary.thing or (True,) * len(vocabulary)
     return PanopticSegmentation(segment_map, [entry | {"is_thing": marks[entry["class_id"]]} for entry in entries])

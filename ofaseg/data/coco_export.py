@@ -54,13 +54,13 @@ def image_numbers(ids: Sequence[str]) -> list[int]:
     return numbers if whole else list(range(1, len(ids) + 1))
 
 
-def export_split(reader: ShardReader, vocabulary: ClassVocabulary, out, split: str, photo_suffix: str = ".jpg") -> list[Path]:
+def export_split(reader: ShardReader, vocabulary: ClassVocabulary, out, split: str, photo_suffix: Optional[str] = None) -> list[Path]:
     """Writes what a split holds: `panoptic_<split>.json` with the PNG files of folder `panoptic_<split>`, `instances_<split>.json`.
 
     Args:
         reader: rows with the columns segment_map and segments, or instances, or both.
         out: folder to write.
-        photo_suffix: of the photos' file names in the lists `images`; the photos themselves are not written.
+        photo_suffix: of the photos' file names in the lists `images`, None for what each photo is; the photos themselves are not written.
 
     Returns:
         the JSON files.
@@ -74,6 +74,10 @@ def export_split(reader: ShardReader, vocabulary: ClassVocabulary, out, split: s
         raise ShardError(f"{reader.paths[0]}: neither segments nor instances to export; convert the data with its segments")
     ids = [reader.read(i, columns=["id"])["id"] for i in range(len(reader))]
     numbers, written = image_numbers(ids), []
+
+    def suffix(i: int) -> str:
+        return photo_suffix if photo_suffix is not None else codec.suffix_of(reader.read(i, columns=["image"])["image"] or b"") or ".jpg"
+
     if has_segments:
         panoptic = PanopticWriter(out, f"panoptic_{split}", vocabulary)
         for i, number in enumerate(numbers):
@@ -83,12 +87,12 @@ def export_split(reader: ShardReader, vocabulary: ClassVocabulary, out, split: s
                 raise ExportError(f"{reader.location(i, 'segment_map')}: segments, but no segment map; write the row again")
             where = reader.location(i, "segment_map")
             drawn = np.zeros(size, np.int32) if row["segment_map"] is None else codec.decode_segment_map(row["segment_map"], where)
-            panoptic.add(number, ids[i], drawn, row["segments"], photo_suffix)
+            panoptic.add(number, ids[i], drawn, row["segments"], suffix(i))
         written.append(panoptic.close())
     if "instances" in reader.columns:
         objects = InstanceWriter(out, f"instances_{split}", vocabulary)
         for i, number in enumerate(numbers):
-            objects.add(number, ids[i], reader.image_size(i), reader.read(i, columns=["instances"])["instances"], photo_suffix)
+            objects.add(number, ids[i], reader.image_size(i), reader.read(i, columns=["instances"])["instances"], suffix(i))
         written.append(objects.close())
     return written
 
@@ -107,7 +111,7 @@ class PanopticWriter:
         """Writes the PNG of one photo.
 
         Args:
-            stem: of the photo's file name.
+            stem: of the photo's file name, below folders or not; the PNG has the same one.
             segment_map: (H, W) ids, 0 = none.
             segments: an entry per id, with id, class_id, area and box; is_crowd where it is one.
 
@@ -118,7 +122,8 @@ class PanopticWriter:
         if len(set(listed)) != len(listed) or set(listed) != drawn:
             problem = f"ids drawn only: {sorted(drawn - set(listed))[:5]}, listed only or twice: {sorted(set(listed) - drawn)[:5]}"
             raise ExportError(f"{stem}: the segment map and the list differ ({problem}); write them from the same source")
-        file_name = f"{_plain(stem)}.png"
+        file_name = f"{_inside(stem)}.png"
+        (self.folder / file_name).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.folder / file_name) as file:
             file.write(codec.encode_segment_map(segment_map))
         height, width = segment_map.shape
@@ -208,9 +213,10 @@ def _plain_number(value: float):
     return int(value) if value.is_integer() else value
 
 
-def _plain(stem: str) -> str:
-    if not stem or Path(stem).name != stem:
-        raise ExportError(f"{stem!r}: an id that names folders cannot name a PNG file; give the sample a plain id")
+def _inside(stem: str) -> str:
+    parts = stem.split("/")
+    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        raise ExportError(f"{stem!r}: a PNG file of this id would lie outside the folder; give the sample a plain id")
     return stem
 
 

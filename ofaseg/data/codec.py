@@ -29,6 +29,17 @@ MAX_PIXELS = 178_956_970
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 """Of the files that folders are searched for photos by; of several pictures in a file the first counts."""
+_BEGINNINGS = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"BM", ".bmp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+    (b"RIFF", ".webp"),
+    (b"GIF8", ".gif"),
+    (b"P5", ".pgm"),
+    (b"P6", ".ppm"),
+)
 
 _OUT_OF_RANGE = -2
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -340,6 +351,11 @@ def decode_segment_map(data: bytes, where: str = "") -> np.ndarray:
         raise CodecError(_message(where, f"a segment map must be an RGB PNG, not {image.format} {image.mode}; write the row again"))
     rgb = decode_image(data, where).astype(np.int32)
     return rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
+
+
+def suffix_of(data: bytes) -> str:
+    """The usual ending of a photo's file name, told by its first bytes; "" for none of those known."""
+    return next((suffix for beginning, suffix in _BEGINNINGS if data.startswith(beginning)), "")
 
 
 def _save(image: Image.Image, format: str, options: dict) -> bytes:

@@ -18,6 +18,7 @@ from typing import Optional, Sequence
 from tqdm import tqdm
 
 from ofaseg.atomic import atomic_folder
+from ofaseg.data import codec
 from ofaseg.data.rows import FILE_COLUMNS, LIST_COLUMNS, ShardError, check_columns, text_to_list
 from ofaseg.data.shards import ShardReader, list_splits, load_vocabulary
 from ofaseg.vocabulary import ClassVocabulary
@@ -27,15 +28,6 @@ _KIND = "ofaseg folder, version 1"
 _SUBFOLDERS = {"image": "images", "label_map": "labels", "segment_map": "segments"}
 _SAFE_NAME = re.compile(r"(\w[\w\-]*/)*\w[\w\-.]*", re.ASCII)
 _MAX_NAME = 100
-_SUFFIXES = (
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"\x89PNG", ".png"),
-    (b"BM", ".bmp"),
-    (b"II*\0", ".tif"),
-    (b"MM\0*", ".tif"),
-    (b"RIFF", ".webp"),
-    (b"GIF8", ".gif"),
-)
 
 
 def write_folder(root, out, splits: Optional[Sequence[str]] = None) -> dict[str, int]:
@@ -100,8 +92,7 @@ def _write_file(folder: Path, split: str, name: str, column: str, data: Optional
     """Writes one file; returns its path relative to `folder`, None without data."""
     if data is None:
         return None
-    suffix = next((suffix for magic, suffix in _SUFFIXES if data.startswith(magic)), ".img")
-    path = folder / _SUBFOLDERS[column] / split / f"{name}{suffix}"
+    path = folder / _SUBFOLDERS[column] / split / f"{name}{codec.suffix_of(data) or '.img'}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path.relative_to(folder).as_posix()

@@ -38,7 +38,7 @@ class InstanceEvaluator(Evaluator):
 
     Raises:
         ImportError: pycocotools is not installed.
-        ValueError: another kind.
+        ValueError: another kind, or no class that can be an object.
     """
 
     def __init__(self, vocabulary: ClassVocabulary, kinds: Sequence[str] = ("segm",)):
@@ -47,8 +47,9 @@ class InstanceEvaluator(Evaluator):
         if unknown or not kinds:
             raise ValueError(f"unknown kind {unknown[:1] or kinds}; choose from {', '.join(KINDS)}")
         self.vocabulary, self.kinds = vocabulary, tuple(kinds)
-        marks = vocabulary.thing if any(vocabulary.thing) else (True,) * len(vocabulary)
-        self.class_ids = [k for k, thing in enumerate(marks) if thing]
+        self.class_ids = [k for k, thing in enumerate(vocabulary.thing or (True,) * len(vocabulary)) if thing]
+        if not self.class_ids:
+            raise ValueError("AP is about objects, and these classes are all marked as stuff; leave out the task instance, or mark things")
         self.reset()
 
     def reset(self) -> None:

@@ -111,7 +111,7 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
         first_task: of `TASKS`, see `class_embeddings`; training sets the one of its first update.
 
     Raises:
-        ValueError: an unknown image encoder, widths that do not fit, or open_clip_torch is missing.
+        ValueError: an unknown image encoder, widths that do not fit, a region_batch below 1, or open_clip_torch is missing.
     """
 
     grid_stride = 4
@@ -137,6 +137,8 @@ class FreeSeg(PromptedClip, Segmenter, BaseFairseqModel):
             raise ValueError(
                 f"mask_dim {config.mask_dim}: maps and mask features read the same texts; give hidden_dim, {config.hidden_dim}"
             )
+        if config.region_batch < 1:
+            raise ValueError(f"region_batch {config.region_batch}: CLIP reads at least 1 region at a time")
         self.set_up(config)
         self.prompt.requires_grad_(not config.frozen_prompts)
         self.no_object = nn.Parameter(config.projection_dim**-0.5 * torch.randn(1, config.projection_dim))

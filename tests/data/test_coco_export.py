@@ -1,14 +1,17 @@
 """Export to COCO's formats: what is written is what was read, on drawn data, the real pack, and through pycocotools."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep import prepare
 from ofaseg.data import codec
 from ofaseg.data.coco_export import ExportError, InstanceWriter, PanopticWriter, category_ids, export_split, image_numbers, instance_entries
 from ofaseg.data.rows import ShardError
+from ofaseg.data.shard_writer import ShardWriter
 from ofaseg.data.shards import ShardReader, load_vocabulary
 from ofaseg.utils.run_lengths import text_of_mask
 from ofaseg.vocabulary import ClassVocabulary
@@ -159,6 +162,24 @@ def test_what_cannot_be_written(tmp_path, stem, segments, message):
     writer = PanopticWriter(tmp_path, "predictions", VOCABULARY)
     with pytest.raises(ExportError, match=message):
         writer.add(1, stem, np.array([[1, 2]]), segments)
+
+
+def test_photos_below_folders_and_of_several_formats(tmp_path):
+    """Ids that name folders are those of the PNG files too; the lists name each photo as what it is."""
+    ids = np.array([[1, 2]], dtype=np.int32)
+    segments = [{"id": i, "class_id": 0, "is_crowd": False, "area": 1, "box": [i - 1, 0, i, 1]} for i in (1, 2)]
+    with ShardWriter(tmp_path, "train", VOCABULARY, ["id", "image", "segment_map", "segments"], "parquet") as writer:
+        for name, format in (("a/1", "PNG"), ("b/1", "JPEG"), ("c", "GIF")):
+            photo = io.BytesIO()
+            Image.new("RGB", (2, 1)).save(photo, format)
+            row = {"id": name, "image": photo.getvalue(), "segment_map": codec.encode_segment_map(ids), "segments": segments}
+            writer.write(row)
+    (path,) = export_split(ShardReader.for_split(tmp_path, "train"), VOCABULARY, tmp_path / "out", "train")
+    content = json.loads(path.read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a/1.png", "b/1.jpg", "c.gif"]
+    for annotation, name in zip(content["annotations"], ("a/1.png", "b/1.png", "c.png")):
+        assert annotation["file_name"] == name
+        np.testing.assert_array_equal(codec.decode_segment_map((tmp_path / "out" / "panoptic_train" / name).read_bytes()), ids)
 
 
 def test_rows_without_segments_and_wrong_numbers(tmp_path):

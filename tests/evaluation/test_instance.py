@@ -208,3 +208,8 @@ def test_faults(monkeypatch):
 def test_masks_travel_unchanged():
     mask = rectangle(3, 5, 9, 11)
     np.testing.assert_array_equal(mask_of_text(entry(mask, 1)["mask"], H, W), mask)
+
+
+def test_classes_without_a_thing_have_no_ap():
+    with pytest.raises(ValueError, match="marked as stuff; leave out the task instance"):
+        InstanceEvaluator(ClassVocabulary(("sky", "road"), thing=(False, False)))

@@ -284,3 +284,8 @@ def test_foreign_entries_are_one_error(nano):
     state["predictor.extra"] = state.pop("predictor.query_features")
     with pytest.raises(CheckpointError, match=r"predictor\.query_features: missing; predictor\.extra: unknown"):
         nano.upgrade_state(state)
+
+
+def test_regions_are_read_at_least_one_at_a_time():
+    with pytest.raises(ValueError, match="region_batch 0"):
+        FreeSeg(architecture_config("freeseg_nano", region_batch=0))

@@ -58,6 +58,11 @@ def test_things():
     assert task.thing_marks == (True, False, True, False, True, True)
     assert make_task(vocabulary=WORDS, things="cow, unicorn").thing_marks == (False, False, True, False, True, False)
     assert make_task().thing_marks == (True, True, False)
+    stuff = ClassVocabulary(("sky", "road"), thing=(False, False))
+    assert make_task(vocabulary=stuff).thing_marks == (False, False)  # no thing among the classes is not the same as no marks
+    task = make_task(vocabulary=ClassVocabulary(("road", "cat")))
+    task.trained_vocabulary = stuff
+    assert task.thing_marks == (False, True)
     with pytest.raises(VocabularyError, match="'horse' is no class; name some of traffic_light, route"):
         with_things(WORDS, "cow,horse")
 

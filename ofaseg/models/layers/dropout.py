@@ -13,7 +13,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """
     if rate == 0.0:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or not 0 < rate < 1 or torch.compiler.is_compiling():
         return F.dropout(x, rate)
     return _Dropout.apply(x, rate)
 
