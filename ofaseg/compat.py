@@ -22,6 +22,7 @@ P8    ``fairseq.trainer.Trainer.load_checkpoint``                  a task's own 
 P9    imports of scikit-learn, SciPy and wandb by fairseq          nothing; every command starts two seconds later
 P10   ``fairseq.data.data_utils._find_extra_valid_paths``          validation on data that are files, or several by commas
 P11   ``sys.excepthook`` of ``fairseq-train`` and ``-validate``    nothing; frames of fairseq stand before a user's error
+P12   ``fairseq.file_io.PathManager.copy``                         resuming a run that was killed while it copied a checkpoint
 ===== ============================================================ ====================================================
 
 Files are always read with ``weights_only=True``. P1b alone unpickles freely: its bytes come from rank 0 of the same job
@@ -439,6 +440,26 @@ def _tell_user_errors_in_a_line() -> bool:
     return True
 
 
+def _copy_files_whole() -> bool:
+    """P12: checkpoint_last.pt is a copy of the file just written; it takes its place in one step, or the old one stays."""
+    from fairseq.file_io import PathManager
+
+    original = PathManager.copy
+
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if not PathManager.supports_rename(dst_path):
+            return original(src_path, dst_path, overwrite=overwrite)
+        part = f"{dst_path}.part"
+        original(src_path, part, overwrite=True)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, dst_path)
+        return True
+
+    PathManager.copy = staticmethod(copy)
+    return True
+
+
 # P5, P9 and P7 come first: they are about what importing fairseq does
 PATCHES = {
     "P5": _quiet_warnings,
@@ -456,6 +477,7 @@ PATCHES = {
     "P8": _resume_task_state,
     "P10": _look_for_subsets_in_folders,
     "P11": _tell_user_errors_in_a_line,
+    "P12": _copy_files_whole,
 }
 
 

@@ -65,6 +65,11 @@ def test_the_switch(call):
     assert refused.returncode == 1 and "unknown patch ['P99']" in refused.text
 
 
+def test_p12_a_copy_is_whole_or_not_there(call, tmp_path):
+    assert call("copy_that_breaks_off", str(tmp_path / "on")).check().value == ["old", "new"]
+    assert call("copy_that_breaks_off", str(tmp_path / "off"), off="P12").check().value[0] == "ne"
+
+
 def test_p1a_checkpoints_with_a_namespace(call, tmp_path):
     path = str(tmp_path / "old.pt")
     assert "UnpicklingError" in call("load_legacy_checkpoint", path, off="P1a").text

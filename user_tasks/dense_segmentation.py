@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 BACKGROUND_NAME = "background"
 FEWEST_CANDIDATES = 3
 """Fewer classes than this never have one above mean + standard deviation of their scores."""
+SEVERAL_CANDIDATES = 11
+"""Of n classes at most n (n - 1) / (2 n - 1) lie there, whatever their scores; from so many on that is the five which are taken."""
 
 
 @dataclass
@@ -149,6 +151,14 @@ class DenseSegmentationTask(PromptedClasses, SegmentationTask):
                 "%d classes are too few to choose from: of two scores none lies a standard deviation above their mean, so all is "
                 "background; name more classes, or use zero_shot=dense",
                 len(self.vocabulary),
+            )
+        elif len(self.vocabulary) < SEVERAL_CANDIDATES:
+            n = len(self.vocabulary)
+            logger.warning(
+                "of %d classes the published rule finds %d in a photo at most, whatever it shows: it takes scores a standard deviation "
+                "above their mean; name more classes, or use zero_shot=dense",
+                n,
+                n * (n - 1) // (2 * n - 1),
             )
         return subclass_options.with_top_m(load_settings(choice), self.cfg.top_m)
 

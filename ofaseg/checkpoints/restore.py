@@ -103,7 +103,7 @@ def _restored(path: Path, state: dict, class_names: Optional[str], device, overr
     _warn_of_other_split(task_options, overrides, path)
     if "bpe_dir" in task_config:
         task_config["bpe_dir"] = _tokenizer_folder(task_config["bpe_dir"], path)
-    if "bert_vocab" in task_config and "bert_vocab" not in overrides:
+    if "bert_vocab" in task_config and "bert_vocab" not in overrides and str(task_config.get("text_tokenizer")) != "clip_bpe":
         task_config["bert_vocab"] = _word_pieces(task_config["bert_vocab"], path)
     if task_config.get("clip_bpe") and "clip_bpe" not in overrides:
         task_config["clip_bpe"] = _merges(task_config["clip_bpe"], path)
@@ -276,10 +276,21 @@ def _tokenizer_folder(recorded: str, path: Path) -> str:
 
 
 def _word_pieces(recorded: str, path: Path) -> str:
-    """vocab.txt of the text tower: as recorded, else beside the checkpoint, else among the assets of the package."""
-    name = Path(recorded or "").name
-    places = [recorded, path.parent / name, path.parent / "vocab.txt", *(ASSETS.glob(f"*/{name}") if name else ())]
-    return str(next((place for place in places if str(place or "") not in ("", "???") and Path(place).exists()), "")) or str(path.parent)
+    """vocab.txt of the text tower: as recorded, else beside the checkpoint, else the asset of the package that was recorded.
+
+    Raises:
+        CheckpointError: a file is recorded and nowhere to be found; another one would cut texts into the wrong pieces.
+    """
+    recorded = "" if recorded == "???" else recorded or ""
+    name, asset = Path(recorded).name, ASSETS.joinpath(*Path(recorded).parts[-2:])
+    places = [Path(recorded), path.parent / name, path.parent / "vocab.txt", *([asset] if "assets" in Path(recorded).parts else [])]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None and recorded:
+        raise CheckpointError(
+            f"{path}: its word pieces {recorded} are not there any more; copy the file beside the checkpoint, "
+            "or name it with --override bert_vocab=FILE"
+        )
+    return str(found or path.parent)
 
 
 def _merges(recorded: str, path: Path) -> str:

@@ -55,18 +55,31 @@ class CsvImageText(ImageTextSource):
         with open(self.path, "rb") as file:
             lines = _Lines(file)
             rows = csv.reader(lines)
-            self._fields = self._columns(next(rows, []))
-            self._needed = max(self._fields.values()) + 1
+            header = next(rows, [])
+            self._fields = self._columns(header)
+            self._needed, self._named = max(self._fields.values()) + 1, len(header)
             offsets.append(lines.position)
             for fields in rows:
                 offsets.append(lines.position)
                 name, key = self._key(fields, len(offsets))
                 if name != last:
-                    last, last_state = name, _THERE if not name or exists(folder + name) else _MISSING
+                    last, last_state = name, _THERE if not name or exists(os.path.join(folder, name)) else _MISSING
                 keys.append(key)
                 states.append(last_state if fields else _BLANK)
         self._offsets = np.frombuffer(offsets, dtype=np.uint64)
+        self._check_end(len(keys) - 1)
         self._group(np.frombuffer(keys, dtype=np.int64), np.frombuffer(states, dtype=np.int8))
+
+    def _check_end(self, last: int) -> None:
+        """An open quotation mark makes everything behind it one field, up to the end of the file."""
+        if last < 0:
+            return
+        with open(self.path, "rb") as file:
+            file.seek(int(self._offsets[last]))
+            text = file.read().decode("utf-8", "surrogateescape")
+        # a line more is a row of its own, unless a field is still open
+        if len(list(csv.reader(io.StringIO(text.rstrip("\r\n") + "\nend\n", newline="")))) < 2:
+            raise ShardError.at(self.path, "a quotation mark without its partner: all that follows is one caption; correct the row", last)
 
     def _columns(self, header: list[str]) -> dict[str, int]:
         names = [name.strip().removeprefix("\ufeff") for name in header]
@@ -78,9 +91,9 @@ class CsvImageText(ImageTextSource):
 
     def _key(self, fields: list[str], number: int) -> tuple[str, int]:
         """(image name, number that rows of one image share); a row that cannot be read is alone, and reading it says why."""
-        if len(fields) < self._needed:
+        if len(fields) < self._needed or any(fields[self._named :]):
             return "", hash((number, "row"))
-        name = fields[self._fields["image"]].strip()
+        name = _tidy(fields[self._fields["image"]])
         if "image_id" not in self._fields:
             return name, hash(name)  # 64 bits: two of 12 million names agree with a chance of 4 in a million
         try:
@@ -116,6 +129,9 @@ class CsvImageText(ImageTextSource):
         fields = next(csv.reader(io.StringIO(text, newline="")), [])
         if len(fields) < self._needed:
             raise ShardError.at(self.path, f"the row has {len(fields)} fields, at least {self._needed} are needed; correct it", row)
+        if any(fields[self._named :]):
+            problem = f"the row has {len(fields)} fields, the first line names {self._named}; put captions with commas in quotation marks"
+            raise ShardError.at(self.path, problem, row)
         return fields
 
     def __getitem__(self, i: int) -> dict:
@@ -125,7 +141,7 @@ class CsvImageText(ImageTextSource):
         texts = [self._text(fields[self._fields["caption"]], row) for fields, row in zip(found, rows)]
         caption_ids = [self._number(fields, "caption_id", row) for fields, row in zip(found, rows)] if "caption_id" in self._fields else ()
         captions, caption_ids = usable_captions(texts, caption_ids, self.path, rows[0], "caption")
-        name = found[-1][self._fields["image"]].strip()
+        name = _tidy(found[-1][self._fields["image"]])
         image_id = self._number(found[-1], "image_id", rows[-1]) if "image_id" in self._fields else name
         path = Path(self.images) / name
         try:
@@ -149,6 +165,11 @@ class CsvImageText(ImageTextSource):
 
     def location(self, i: int, column: str = "") -> str:
         return place(self.path, int(self._groups[self.checked_index(i)][-1]), column)
+
+
+def _tidy(name: str) -> str:
+    """A file name as it is compared: ./a.jpg is a.jpg."""
+    return os.path.normpath(name.strip()) if name.strip() else ""
 
 
 class _Lines:

@@ -54,7 +54,11 @@ class ShardImageText(ImageTextSource):
 
 
 class JoinedImageText(ImageTextSource):
-    """Several sources one after the other; `sizes` tells where each ends."""
+    """Several sources one after the other; `sizes` tells where each ends. Ids of different sources are never the same.
+
+    The ids of the first stay as they are, texts with the source's number before them are those of the others; negative ones, which
+    mark rows that do not count, stay.
+    """
 
     def __init__(self, sources: Sequence[ImageTextSource]):
         self.sources = list(sources)
@@ -76,7 +80,11 @@ class JoinedImageText(ImageTextSource):
 
     def __getitem__(self, i: int) -> dict:
         source, inside = self._locate(i)
-        return source[inside]
+        row = source[inside]
+        image_id = row["image_id"]
+        if source is self.sources[0] or (isinstance(image_id, int) and image_id < 0):
+            return row
+        return row | {"image_id": f"{self.sources.index(source)}:{image_id}"}
 
     def location(self, i: int, column: str = "") -> str:
         source, inside = self._locate(i)

@@ -293,3 +293,17 @@ def test_weights_of_another_description_are_refused(tmp_path):
     path.with_suffix(".json").write_text("[]")
     with pytest.raises(CheckpointError, match="needs a JSON object"):
         load_state(path)
+
+
+def test_word_pieces_are_those_recorded_or_none(tmp_path):
+    """Another file of the same name cuts texts into other pieces; that of the package stands in for itself alone."""
+    from ofaseg.checkpoints.restore import ASSETS, _word_pieces
+
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    checkpoint.parent.mkdir()
+    with pytest.raises(CheckpointError, match=r"/gone/vocab.txt are not there any more; copy the file .* --override bert_vocab=FILE"):
+        _word_pieces("/gone/vocab.txt", checkpoint)
+    assert _word_pieces("/elsewhere/ofaseg/assets/shapes/vocab.txt", checkpoint) == str(ASSETS / "shapes" / "vocab.txt")
+    assert _word_pieces("", checkpoint) == _word_pieces("???", checkpoint) == str(checkpoint.parent)
+    (checkpoint.parent / "vocab.txt").write_text("a")
+    assert _word_pieces("/gone/vocab.txt", checkpoint) == str(checkpoint.parent / "vocab.txt")

@@ -149,6 +149,13 @@ def test_several_places_are_joined(tmp_path):
         source[6]
 
 
+def test_equal_ids_of_joined_places_are_of_different_photos(tmp_path):
+    write_anno(tmp_path / "a"), write_anno(tmp_path / "b")
+    source = open_image_text(f"{tmp_path / 'a'},{tmp_path / 'b'}", "train")
+    ids = [source[i]["image_id"] for i in range(6)]
+    assert ids[:3] == [4, 9, 2] and len(set(map(str, ids))) == 6
+
+
 # ---- CSV lists ----
 
 
@@ -193,6 +200,32 @@ def test_one_bad_row_never_costs_the_others(tmp_path):
     (tmp_path / "photos" / "9.png").unlink()  # after opening
     with pytest.raises(ShardError, match="9.png, row 5: cannot be read"):
         source[4]
+
+
+def test_paths_may_be_absolute_or_begin_with_a_dot(tmp_path):
+    write_images(tmp_path / "photos")
+    rows = [(str(tmp_path / "photos" / "4.png"), "one"), ("./9.png", "two"), ("9.png", "three")]
+    source = CsvImageText(write_csv(tmp_path / "list.csv", rows, ("image", "caption")), tmp_path / "photos")
+    assert source.missing == 0 and [source[i]["captions"] for i in range(len(source))] == [("one",), ("two", "three")]
+
+
+def test_a_comma_without_quotation_marks_is_told(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "list.csv").write_text("image,caption\n4.png,a man, with a hat\n9.png,a dog,\n")
+    source = CsvImageText(tmp_path / "list.csv", tmp_path)
+    with pytest.raises(ShardError, match="row 0: the row has 3 fields, the first line names 2; put captions with commas"):
+        source[0]
+    assert source[1]["captions"] == ("a dog",)
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_quotation_mark_that_is_never_closed_is_told(tmp_path, end):
+    write_images(tmp_path)
+    (tmp_path / "list.csv").write_text('image,caption\n4.png,"a 12"" pizza"\n9.png,"an open one\n2.png,a man' + end)
+    with pytest.raises(ShardError, match="row 1: a quotation mark without its partner"):
+        CsvImageText(tmp_path / "list.csv", tmp_path)
+    (tmp_path / "list.csv").write_text('image,caption\n4.png,"a 12"" pizza"\n9.png,"two\nlines"' + end)
+    assert CsvImageText(tmp_path / "list.csv", tmp_path)[1]["captions"] == ("two\nlines",)
 
 
 def test_other_lists_are_refused(tmp_path):

@@ -15,6 +15,7 @@ from ofaseg import compat
 
 compat.apply()
 
+
 def patches_in_place() -> list:
     return list(compat.apply())
 
@@ -66,3 +67,35 @@ def hydra_train(arguments: list) -> None:
     from ofaseg.hydra_train import main
 
     main(arguments)
+
+
+def copy_that_breaks_off(folder):
+    """What stands in a file after a copy onto it that broke off, and after one that did not."""
+    import os
+    import shutil
+    from unittest import mock
+
+    from fairseq.file_io import PathManager
+
+    os.makedirs(folder)
+    source, target = os.path.join(folder, "source"), os.path.join(folder, "target")
+    for path, text in ((source, "new"), (target, "old")):
+        with open(path, "w") as file:
+            file.write(text)
+
+    def half(source, target):
+        with open(target, "w") as file:
+            file.write("ne")
+        raise KeyboardInterrupt
+
+    contents = []
+    with mock.patch.object(shutil, "copyfile", half):
+        try:
+            PathManager.copy(source, target, overwrite=True)
+        except KeyboardInterrupt:
+            with open(target) as file:
+                contents.append(file.read())
+    PathManager.copy(source, target, overwrite=True)
+    with open(target) as file:
+        contents.append(file.read())
+    return contents

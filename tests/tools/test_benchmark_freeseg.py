@@ -53,5 +53,5 @@ def test_disagreement_is_an_error(monkeypatch, work):
 def test_rows(monkeypatch):
     monkeypatch.setattr(benchmark_freeseg, "CLIPS", {"nano": {}})
     rows = benchmark_freeseg.answer({"arch": "freeseg_nano", "repeats": 1})
-    assert len({row["work"] for row in rows}) == 3 and all(row["seconds"] > 0 for row in rows)
+    assert len({row["work"] for row in rows}) == 4 and all(row["seconds"] > 0 for row in rows)
     assert sum("plain" in line for line in table(rows)) == 2

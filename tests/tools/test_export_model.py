@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ofaseg.checkpoints import load_model
-from tools.export_model import export
+from tools.export_model import export, main
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "ofaseg" / "assets" / "shapes"
 
@@ -54,6 +54,25 @@ def test_files_that_a_model_needs_go_with_it(tmp_path, capsys):
         again, task = load_model(moved)
     assert task.templates == ("a photo of the {}", "{}") and len(expected) == 3
     torch.testing.assert_close(again.subclass_embeddings(), expected)
+
+
+def test_towers_without_classes_are_exported_and_faults_are_a_line(tmp_path, capsys):
+    from tests.models.one_layer import one_layer
+    from tests.toy_simseg import write_simseg
+
+    with one_layer():
+        checkpoint = write_simseg(tmp_path / "model")
+        state = torch.load(checkpoint)
+        state["cfg"]["task"] |= {"_name": "image_text_pretraining", "class_names": ""}
+        state["cfg"]["common"] = {"seed": 1}
+        torch.save(state, checkpoint)
+        assert main([str(checkpoint), str(tmp_path / "out" / "model.safetensors")]) == 0
+        model, task = load_model(tmp_path / "out" / "model.safetensors", class_names="red, blue, the")
+        assert task.vocabulary.names == ("red", "blue", "the") and not model.training
+        (tmp_path / "model" / "vocab.txt").rename(tmp_path / "gone.txt")
+        capsys.readouterr()
+        assert main([str(checkpoint), str(tmp_path / "again" / "model.safetensors")]) == 1
+    assert "are not there any more; copy the file beside the checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task, kept", [("seq2seq_segmentation", True), ("vision_language_pretraining", False)])

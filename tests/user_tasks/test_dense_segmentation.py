@@ -70,7 +70,7 @@ def test_new_class_names_decide_anew(tmp_path):
 def test_two_classes_are_too_few_to_choose_from(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         make_task(tmp_path, ("background", "cat", "dog"))
-    assert "too few" not in caplog.text
+    assert "too few" not in caplog.text and "of 3 classes the published rule finds 1 in a photo" in caplog.text
     with caplog.at_level(logging.WARNING):
         make_task(tmp_path, ("background", "cat"))
     assert "2 classes are too few to choose from" in caplog.text and "zero_shot=dense" in caplog.text
