@@ -276,15 +276,18 @@ def _tokenizer_folder(recorded: str, path: Path) -> str:
 
 
 def _word_pieces(recorded: str, path: Path) -> str:
-    """vocab.txt of the text tower: as recorded, else beside the checkpoint, else the asset of the package that was recorded.
+    """vocab.txt of the text tower, or its folder: as recorded, else beside the checkpoint, else the asset of the package that was recorded.
 
     Raises:
         CheckpointError: a file is recorded and nowhere to be found; another one would cut texts into the wrong pieces.
     """
     recorded = "" if recorded == "???" else recorded or ""
-    name, asset = Path(recorded).name, ASSETS.joinpath(*Path(recorded).parts[-2:])
-    places = [Path(recorded), path.parent / name, path.parent / "vocab.txt", *([asset] if "assets" in Path(recorded).parts else [])]
-    found = next((place for place in places if place.is_file()), None)
+    places, parts = [path.parent / "vocab.txt"], Path(recorded).parts
+    if recorded:
+        places = [Path(recorded), path.parent / Path(recorded).name, *places]
+    if "assets" in parts:
+        places.append(ASSETS.joinpath(*parts[parts.index("assets") + 1 :]))
+    found = next((place for place in places if place.is_file() or (place / "vocab.txt").is_file()), None)
     if found is None and recorded:
         raise CheckpointError(
             f"{path}: its word pieces {recorded} are not there any more; copy the file beside the checkpoint, "

@@ -304,6 +304,12 @@ def test_word_pieces_are_those_recorded_or_none(tmp_path):
     with pytest.raises(CheckpointError, match=r"/gone/vocab.txt are not there any more; copy the file .* --override bert_vocab=FILE"):
         _word_pieces("/gone/vocab.txt", checkpoint)
     assert _word_pieces("/elsewhere/ofaseg/assets/shapes/vocab.txt", checkpoint) == str(ASSETS / "shapes" / "vocab.txt")
+    assert _word_pieces("/elsewhere/ofaseg/assets/shapes", checkpoint) == str(ASSETS / "shapes")
+    (tmp_path / "words").mkdir()
+    with pytest.raises(CheckpointError, match="words are not there any more"):
+        _word_pieces(str(tmp_path / "words"), checkpoint)
+    (tmp_path / "words" / "vocab.txt").write_text("b")
+    assert _word_pieces(str(tmp_path / "words"), checkpoint) == str(tmp_path / "words")  # --bert-vocab takes a folder too
     assert _word_pieces("", checkpoint) == _word_pieces("???", checkpoint) == str(checkpoint.parent)
     (checkpoint.parent / "vocab.txt").write_text("a")
     assert _word_pieces("/gone/vocab.txt", checkpoint) == str(checkpoint.parent / "vocab.txt")
