@@ -23,12 +23,14 @@ P9    imports of scikit-learn, SciPy and wandb by fairseq          nothing; ever
 P10   ``fairseq.data.data_utils._find_extra_valid_paths``          validation on data that are files, or several by commas
 P11   ``sys.excepthook`` of ``fairseq-train`` and ``-validate``    nothing; frames of fairseq stand before a user's error
 P12   ``fairseq.file_io.PathManager.copy``                         resuming a run that was killed while it copied a checkpoint
+P13   ``fairseq.data.iterators.BackgroundConsumer``                now and then, the end of a run that leaves batches unread
 ===== ============================================================ ====================================================
 
 Files are always read with ``weights_only=True``. P1b alone unpickles freely: its bytes come from rank 0 of the same job
 over the process group, never from a file.
 """
 
+import atexit
 import functools
 import importlib
 import inspect
@@ -38,7 +40,10 @@ import os
 import pickle
 import socket
 import sys
+import threading
+import time
 import warnings
+import weakref
 from argparse import Namespace
 
 import numpy as np
@@ -53,6 +58,8 @@ logger = logging.getLogger(__name__)
 SWITCH = "OFASEG_NO_COMPAT"
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__))
 OUR_PACKAGES = ("ofaseg", "user_tasks", "criterions", "data_prep")
+LONGEST_WAIT = 30.0
+"""Seconds that the end of a process waits for batches that are being read."""
 LAUNCHER_KEYS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
 # message patterns of warnings about code that is not ours and that no user of the toolkit can act on
@@ -460,6 +467,36 @@ def _copy_files_whole() -> bool:
     return True
 
 
+def _stop_reading_at_exit() -> bool:
+    """P13: threads that read ahead end before the interpreter does; it would stop them inside a decoder, which aborts the process."""
+    from fairseq.data.iterators import BackgroundConsumer
+
+    original, ending, readers = BackgroundConsumer.__init__, threading.Event(), weakref.WeakSet()
+
+    def until_exit(source):
+        for item in source:
+            if ending.is_set():
+                return
+            yield item
+
+    def init(self, queue, source, *args, **kwargs):
+        original(self, queue, until_exit(source), *args, **kwargs)
+        readers.add(self)
+
+    def stop():
+        ending.set()
+        last = time.monotonic() + LONGEST_WAIT
+        for reader in list(readers):
+            while reader.is_alive() and time.monotonic() < last:
+                while not reader._queue.empty():  # a full queue holds the reader up
+                    reader._queue.get_nowait()
+                reader.join(0.01)
+
+    BackgroundConsumer.__init__ = init
+    atexit.register(stop)
+    return True
+
+
 # P5, P9 and P7 come first: they are about what importing fairseq does
 PATCHES = {
     "P5": _quiet_warnings,
@@ -478,6 +515,7 @@ PATCHES = {
     "P10": _look_for_subsets_in_folders,
     "P11": _tell_user_errors_in_a_line,
     "P12": _copy_files_whole,
+    "P13": _stop_reading_at_exit,
 }
 
 

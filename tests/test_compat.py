@@ -70,6 +70,32 @@ def test_p12_a_copy_is_whole_or_not_there(call, tmp_path):
     assert call("copy_that_breaks_off", str(tmp_path / "off"), off="P12").check().value[0] == "ne"
 
 
+READERS = """
+import atexit, time
+readers = []
+atexit.register(lambda: print([reader._consumer.is_alive() for reader in readers], flush=True))  # runs last, for it is registered first
+import ofaseg
+from fairseq.data.iterators import BufferedIterator
+
+class Slow(list):
+    def __iter__(self):
+        for item in range(len(self)):
+            time.sleep(0.3)
+            yield item
+
+readers += [BufferedIterator(2, range(100)), BufferedIterator(2, Slow(range(100)))]  # held up by its full queue; reading
+assert [next(reader) for reader in readers] == [0, 0]
+"""
+
+
+@pytest.mark.parametrize("off", ["", "P13"])
+def test_p13_readers_end_before_the_interpreter(off):
+    environment = os.environ | {"OFASEG_NO_COMPAT": off, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", READERS], capture_output=True, text=True, env=environment)
+    assert run.stdout.splitlines()[-1:] == [str([bool(off)] * 2)], run.stderr
+    assert off or run.returncode == 0
+
+
 def test_p1a_checkpoints_with_a_namespace(call, tmp_path):
     path = str(tmp_path / "old.pt")
     assert "UnpicklingError" in call("load_legacy_checkpoint", path, off="P1a").text
