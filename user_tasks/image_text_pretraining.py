@@ -16,6 +16,7 @@ from omegaconf import II, MISSING
 from ofaseg import distributed
 from ofaseg.data.caption_augmentation import CaptionAugmentation
 from ofaseg.data.image_text_dataset import BATCH_ORDERS, ImageTextDataset
+from ofaseg.data.image_text_source import ImageTextColumns
 from ofaseg.data.image_text_sources import open_image_text
 from ofaseg.data.image_text_transforms import ImageTextEvaluation, ImageTextTraining
 from ofaseg.data.row_dataset import ON_BAD_SAMPLE
@@ -35,6 +36,13 @@ SHARED_OPTIONS = ("text_tokenizer", "clip_bpe", "bert_vocab", "text_length", "te
 class ImageTextPretrainingConfig(FairseqDataclass):
     data: str = field(
         default=MISSING, metadata={"help": "photos with captions: shards, .parquet, .csv[:image folder], saved dataset; several by commas"}
+    )
+    image_column: str = field(default="", metadata={"help": "column of the photos in lists and tables (default: found by name and type)"})
+    caption_columns: str = field(
+        default="", metadata={"help": "column of the captions; several by commas (default: found by name and type)"}
+    )
+    image_id_column: str = field(
+        default="", metadata={"help": "column of numbers or texts that are equal for one photo (default: image_id)"}
     )
     text_tokenizer: ChoiceEnum(["wordpiece", "clip_bpe"]) = field(
         default="wordpiece", metadata={"help": "how texts are cut: wordpiece (SimSeg, with --bert-vocab), clip_bpe (CLIP)"}
@@ -129,7 +137,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
             raise ValueError("--batch-order debias on several processes needs --grouped-shuffling: each step's batches stay together")
         side = cfg.patch_image_size if training else cfg.eval_image_size or cfg.patch_image_size
         return ImageTextDataset(
-            open_image_text(data or cfg.data, split),
+            open_image_text(data or cfg.data, split, ImageTextColumns.from_options(cfg)),
             self.tokenize,
             ImageTextTraining(side, (cfg.min_crop, 1.0), not cfg.no_autoaugment)
             if training

@@ -4,6 +4,7 @@ Every photo and every caption is encoded once. Runs on one process, or on severa
 """
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,19 @@ from ofaseg.commands.evaluate import default_name
 from ofaseg.evaluation import report
 from ofaseg.evaluation.evaluator import gather_texts, rank_indices, spread, sum_over_ranks
 from ofaseg.evaluation.retrieval_evaluator import RetrievalEvaluator
-from ofaseg.utils.arguments import at_least
+from ofaseg.utils.arguments import add_image_text_columns, at_least
 
 PUBLISHED_SIZES = (324, 288)
 """SimSeg's square resize and middle crop, pixels."""
+
+ALONE = "no column says which rows are of one photo, so each counts as a photo of its own with one caption; --image-id-column names one"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="fairseq checkpoint (.pt), exported model.safetensors, or official SimSeg or CLIP file")
     parser.add_argument("data", help="photos with captions: shards, .parquet, .csv[:image folder], saved dataset; several by commas")
     parser.add_argument("--split", default="val", help="which split (default: val)")
+    add_image_text_columns(parser)
     parser.add_argument("--resize", type=int, default=0, help="square side that photos are resized to (default: crop x 324 / 288)")
     parser.add_argument("--crop", type=int, default=0, help="middle crop that the model reads (default: the checkpoint's; published: 288)")
     parser.add_argument("--batch-size", type=at_least(1), default=32, help="photos at once")
@@ -58,13 +62,16 @@ def retrieve(args, device, rank: int) -> int:
     """The command on one of the ranks; rank 0 prints and writes."""
     from ofaseg.checkpoints import load_dual_encoder
     from ofaseg.data.image_text_dataset import ImageTextDataset
+    from ofaseg.data.image_text_source import ImageTextColumns
     from ofaseg.data.image_text_sources import open_image_text
     from ofaseg.data.image_text_transforms import ImageTextEvaluation
 
     resize, crop = args.resize, args.crop
     if args.batch_size < 1 or min(resize, crop, args.limit) < 0:
         raise ValueError("--batch-size is at least 1; --resize, --crop and --limit are not negative")
-    source = open_image_text(args.data, args.split)
+    source = open_image_text(args.data, args.split, ImageTextColumns.from_options(args))
+    if source.apart and rank == 0:
+        print(f"note: {ALONE}", file=sys.stderr)
     model, task = load_dual_encoder(args.checkpoint, device, common.parse_overrides(args.override))
     crop = crop or task.cfg.patch_image_size
     resize = resize or crop * PUBLISHED_SIZES[0] // PUBLISHED_SIZES[1]

@@ -1,10 +1,11 @@
 """CSV lists of images and captions beside a folder of image files, as CC3M and CC12M are kept.
 
-Columns: image (file name below the folder), caption; optionally image_id and caption_id (integers). One row per caption;
-messages count rows from 0 after the line of column names.
+Columns: image (file name below the folder), caption; optionally image_id and caption_id (integers); the first three under other names
+where `ImageTextColumns` gives them. One row per caption; messages count rows from 0 after the line of column names.
 """
 
 import array
+import codecs
 import csv
 import io
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ofaseg.data.image_text_source import ImageTextSource, RowGroups, usable_captions
+from ofaseg.data.image_text_source import USUAL_COLUMNS, ImageTextColumns, ImageTextSource, RowGroups, usable_captions
 from ofaseg.data.rows import ShardError, place
 
 logger = logging.getLogger(__name__)
@@ -33,20 +34,28 @@ class CsvImageText(ImageTextSource):
     Args:
         path: the list; UTF-8, the first line names the columns.
         images: folder of the image files.
+        columns: names that the list uses instead of image, caption and image_id.
 
     Raises:
         ShardError: the list cannot be read, lacks a column, or none of its images is there.
     """
 
-    def __init__(self, path, images):
+    def __init__(self, path, images, columns: ImageTextColumns = USUAL_COLUMNS):
         self.path, self.images = str(path), str(images)
+        if len(columns.captions) > 1:
+            raise ShardError.at(path, f"a list has one caption column; name one of {', '.join(columns.captions)} with --caption-columns")
+        self._names = {"image": columns.image or "image", "caption": (*columns.captions, "caption")[0]}
+        self._names |= {"image_id": columns.image_id or "image_id", "caption_id": "caption_id"}
+        self._needed_names = {*NEEDED, *(["image_id"] if columns.image_id else [])}
         self._file, self._pid = None, -1
         try:
             self._scan()
         except OSError as error:
             raise ShardError.at(path, f"cannot be read ({error.strerror or error}); check the path") from error
         except csv.Error as error:
-            raise ShardError.at(path, f"not a CSV list ({error}); look for a quotation mark without its partner") from error
+            returns = "new-line character" in str(error)
+            advice = "end its lines with a line feed" if returns else "look for a quotation mark without its partner"
+            raise ShardError.at(path, f"not a CSV list ({error}); {advice}") from error
 
     def _scan(self) -> None:
         offsets, keys, states = array.array("Q"), array.array("q"), array.array("b")
@@ -67,6 +76,8 @@ class CsvImageText(ImageTextSource):
                 keys.append(key)
                 states.append(last_state if fields else _BLANK)
         self._offsets = np.frombuffer(offsets, dtype=np.uint64)
+        if not any(state != _BLANK for state in states):
+            raise ShardError.at(self.path, "the list names columns, and no image; write a row per caption")
         self._check_end(len(keys) - 1)
         self._group(np.frombuffer(keys, dtype=np.int64), np.frombuffer(states, dtype=np.int8))
 
@@ -82,12 +93,13 @@ class CsvImageText(ImageTextSource):
             raise ShardError.at(self.path, "a quotation mark without its partner: all that follows is one caption; correct the row", last)
 
     def _columns(self, header: list[str]) -> dict[str, int]:
-        names = [name.strip().removeprefix("\ufeff") for name in header]
-        missing = [name for name in NEEDED if name not in names]
+        there = [name.strip() for name in header]
+        missing = [name for column, name in self._names.items() if column in self._needed_names and name not in there]
         if missing:
-            there = ", ".join(names) if names else "nothing"
-            raise ShardError.at(self.path, f"the first line names {there}; it must name image and caption", column=missing[0])
-        return {name: names.index(name) for name in (*NEEDED, "image_id", "caption_id") if name in names}
+            wanted = " and ".join(name for column, name in self._names.items() if column in self._needed_names)
+            problem = f"the first line names {', '.join(there) or 'nothing'}; it must name {wanted}, or give its names with"
+            raise ShardError.at(self.path, f"{problem} --image-column, --caption-columns, --image-id-column", column=missing[0])
+        return {column: there.index(name) for column, name in self._names.items() if name in there}
 
     def _key(self, fields: list[str], number: int) -> tuple[str, int]:
         """(image name, number that rows of one image share); a row that cannot be read is alone, and reading it says why."""
@@ -97,7 +109,7 @@ class CsvImageText(ImageTextSource):
         if "image_id" not in self._fields:
             return name, hash(name)  # 64 bits: two of 12 million names agree with a chance of 4 in a million
         try:
-            image_id = int(fields[self._fields["image_id"]])
+            image_id = _whole(fields[self._fields["image_id"]])
         except ValueError:
             return name, hash((number, "row"))
         return name, max(image_id, _ABSENT) if image_id < 2**62 else hash(image_id)
@@ -140,7 +152,7 @@ class CsvImageText(ImageTextSource):
         found = [self._fields_of(row) for row in rows]
         texts = [self._text(fields[self._fields["caption"]], row) for fields, row in zip(found, rows)]
         caption_ids = [self._number(fields, "caption_id", row) for fields, row in zip(found, rows)] if "caption_id" in self._fields else ()
-        captions, caption_ids = usable_captions(texts, caption_ids, self.path, rows[0], "caption")
+        captions, caption_ids = usable_captions(texts, caption_ids, self.path, rows[0], self._names["caption"])
         name = _tidy(found[-1][self._fields["image"]])
         image_id = self._number(found[-1], "image_id", rows[-1]) if "image_id" in self._fields else name
         path = Path(self.images) / name
@@ -154,14 +166,15 @@ class CsvImageText(ImageTextSource):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ShardError.at(self.path, "not UTF-8; write the list in UTF-8", row, "caption") from error
+            raise ShardError.at(self.path, "not UTF-8; write the list in UTF-8", row, self._names["caption"]) from error
         return text
 
     def _number(self, fields: list[str], column: str, row: int) -> int:
         try:
-            return int(fields[self._fields[column]])
+            return _whole(fields[self._fields[column]])
         except ValueError as error:
-            raise ShardError.at(self.path, f"{fields[self._fields[column]]!r} is not a number; correct the row", row, column) from error
+            problem = f"{fields[self._fields[column]]!r} is not a whole number; correct the row"
+            raise ShardError.at(self.path, problem, row, self._names[column]) from error
 
     def location(self, i: int, column: str = "") -> str:
         return place(self.path, int(self._groups[self.checked_index(i)][-1]), column)
@@ -170,6 +183,17 @@ class CsvImageText(ImageTextSource):
 def _tidy(name: str) -> str:
     """A file name as it is compared: ./a.jpg is a.jpg."""
     return os.path.normpath(name.strip()) if name.strip() else ""
+
+
+def _whole(text: str) -> int:
+    """A whole number; 12.0 is one, as tables with gaps are written. Raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer() or abs(number) > 2**53:
+            raise
+        return int(number)
 
 
 class _Lines:
@@ -183,5 +207,5 @@ class _Lines:
 
     def __next__(self) -> str:
         line = next(self._lines)
-        self.position += len(line)
-        return line.decode("utf-8", "surrogateescape")
+        start, self.position = self.position, self.position + len(line)
+        return (line if start else line.removeprefix(codecs.BOM_UTF8)).decode("utf-8", "surrogateescape")

@@ -13,7 +13,7 @@ from typing import Optional, Union
 import numpy as np
 
 from ofaseg.data.folder import split_names
-from ofaseg.data.image_text_source import ImageTextSource, RowGroups, usable_captions
+from ofaseg.data.image_text_source import USUAL_COLUMNS, ImageTextColumns, ImageTextSource, RowGroups, usable_captions
 from ofaseg.data.rows import ShardError, place
 
 IMAGE_NAMES = ("image", "imbytes", "img", "image_bytes", "photo", "picture", "jpg", "jpeg", "png", "webp")
@@ -35,27 +35,22 @@ class HfImageText(ImageTextSource):
     Args:
         data: a folder that `datasets` saved, or Parquet files.
         split: which split of a saved folder with several; valid, val and validation stand in for each other.
-        image_column, caption_columns: None finds them by type and name.
+        columns: names that win over what type and name tell.
 
     Raises:
         ShardError: `datasets` cannot read it, there is no such split, or the columns cannot be told.
     """
 
-    def __init__(
-        self,
-        data: Union[str, Path, Sequence[str]],
-        split: str,
-        image_column: Optional[str] = None,
-        caption_columns: Optional[Sequence[str]] = None,
-    ):
+    def __init__(self, data: Union[str, Path, Sequence[str]], split: str, columns: ImageTextColumns = USUAL_COLUMNS):
         self.files = [] if isinstance(data, str | Path) else [str(path) for path in data]
         self.folder = str(data) if isinstance(data, str | Path) else ""
         self.split = split
         self._images = self._texts = None
         features = self._features()
-        self.image_column, self.caption_columns = choose_columns(features, image_column, caption_columns, self._where)
+        self.image_column, self.caption_columns = choose_columns(features, columns, self._where)
         single = len(self.caption_columns) == 1 and _is_text(features[self.caption_columns[0]])
-        self.id_column = "image_id" if getattr(features.get("image_id"), "dtype", "") in _ID_TYPES else None
+        self.id_column = _id_column(features, columns.image_id, self._where)
+        self.apart = single and self.id_column is None
         names = ("id", "caption_id") if single and self.id_column else ()
         self.caption_id_column = next((name for name in names if getattr(features.get(name), "dtype", "") in _ID_TYPES), None)
         self._open()
@@ -161,7 +156,18 @@ def _group_key(image_id, numbers: dict) -> int:
     return -1 if image_id is None else image_id
 
 
-def choose_columns(features: dict, image: Optional[str], captions: Optional[Sequence[str]], where: str) -> tuple[str, tuple[str, ...]]:
+def _id_column(features: dict, given: str, where: str) -> Optional[str]:
+    """The column of image ids, if there is one. Raises ShardError for a given one without whole numbers or texts."""
+    name = given or "image_id"
+    if getattr(features.get(name), "dtype", "") in _ID_TYPES:
+        return name
+    if not given:
+        return None
+    found = f"column {given!r} holds neither whole numbers nor texts" if given in features else f"no column {given!r}"
+    raise ShardError.at(where, f"{found}; it has {', '.join(features)}. Name another one with --image-id-column")
+
+
+def choose_columns(features: dict, columns: ImageTextColumns, where: str) -> tuple[str, tuple[str, ...]]:
     """(image column, caption columns); given names win, others are found by type and name.
 
     Several columns named caption_0, caption_1 ... are all taken.
@@ -170,19 +176,19 @@ def choose_columns(features: dict, image: Optional[str], captions: Optional[Sequ
         ShardError: a given column is not there, or the choice is not clear; the message lists the columns.
     """
     there = ", ".join(features)
-    for name in (*([image] if image else []), *(captions or ())):
+    for name in (*([columns.image] if columns.image else []), *columns.captions):
         if name not in features:
             raise ShardError.at(where, f"no column {name!r}; it has {there}. Name one of these")
-    image = image or _first(IMAGE_NAMES, [name for name, feature in features.items() if _is_image(feature)])
+    image = columns.image or _first(IMAGE_NAMES, [name for name, feature in features.items() if _is_image(feature)])
     if image is None:
-        raise ShardError.at(where, f"cannot tell which column holds the images; it has {there}. Name the image column")
-    if captions:
-        return image, tuple(captions)
+        raise ShardError.at(where, f"cannot tell which column holds the images; it has {there}. Name it with --image-column")
+    if columns.captions:
+        return image, columns.captions
     texts = [name for name, feature in features.items() if name != image and (_is_text(feature) or _is_texts(feature))]
     numbered = [name for name in texts if _NUMBERED.fullmatch(name.lower())]
     found = _first(CAPTION_NAMES, texts, only_named=True)
     if found is None and not numbered:
-        raise ShardError.at(where, f"cannot tell which column holds the captions; it has {there}. Name the caption column")
+        raise ShardError.at(where, f"cannot tell which column holds the captions; it has {there}. Name it with --caption-columns")
     return image, (found,) if found else tuple(numbered)
 
 

@@ -1,11 +1,36 @@
 """What a source of photos with captions is, and how rows of one photo are brought together."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
 
 from ofaseg.data.rows import ShardError
+
+
+@dataclass(frozen=True)
+class ImageTextColumns:
+    """The columns of tables and lists that a user named; empty ones are found by type and name.
+
+    Attributes:
+        image: the photo, or in a list its file name.
+        captions: one, or several that all hold captions.
+        image_id: equal in rows of one photo.
+    """
+
+    image: str = ""
+    captions: tuple[str, ...] = ()
+    image_id: str = ""
+
+    @classmethod
+    def from_options(cls, options) -> "ImageTextColumns":
+        """Of the options image_column, caption_columns (a text, commas between names) and image_id_column."""
+        captions = tuple(name.strip() for name in options.caption_columns.split(",") if name.strip())
+        return cls(options.image_column.strip(), captions, options.image_id_column.strip())
+
+
+USUAL_COLUMNS = ImageTextColumns()
 
 
 class ImageTextSource:
@@ -20,9 +45,11 @@ class ImageTextSource:
 
     Attributes:
         missing: photos that the data set lists and that are not there; they are no entries.
+        apart: whether each row of one caption is an entry, since nothing tells which rows are of one photo.
     """
 
     missing: int = 0
+    apart: bool = False
 
     @property
     def sizes(self) -> tuple[int, ...]:

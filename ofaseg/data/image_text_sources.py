@@ -7,7 +7,6 @@ import bisect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 from ofaseg.data.folder import split_names, stored_name
 from ofaseg.data.image_text_csv import CsvImageText
 from ofaseg.data.image_text_hf import HfImageText, is_saved
-from ofaseg.data.image_text_source import ImageTextSource, usable_captions
+from ofaseg.data.image_text_source import USUAL_COLUMNS, ImageTextColumns, ImageTextSource, usable_captions
 from ofaseg.data.shards import ShardError, ShardReader, find_split, list_splits
 
 __all__ = ["CsvImageText", "HfImageText", "ImageTextSource", "JoinedImageText", "ShardImageText", "open_image_text"]
@@ -63,6 +62,7 @@ class JoinedImageText(ImageTextSource):
     def __init__(self, sources: Sequence[ImageTextSource]):
         self.sources = list(sources)
         self.missing = sum(source.missing for source in self.sources)
+        self.apart = any(source.apart for source in self.sources)
         self._starts = [0]
         for source in self.sources:
             self._starts.append(self._starts[-1] + len(source))
@@ -91,15 +91,13 @@ class JoinedImageText(ImageTextSource):
         return source.location(inside, column)
 
 
-def open_image_text(
-    spec: str, split: str, image_column: Optional[str] = None, caption_columns: Optional[Sequence[str]] = None
-) -> ImageTextSource:
+def open_image_text(spec: str, split: str, columns: ImageTextColumns = USUAL_COLUMNS) -> ImageTextSource:
     """The photos with captions of a split.
 
     Args:
         spec: a place, or several separated by commas, which are joined. Each is one of `ACCEPTED`.
         split: which part of a folder; valid, val and validation stand in for each other. Files are one split.
-        image_column, caption_columns: of Parquet files and saved datasets whose columns cannot be told by type and name.
+        columns: of lists, Parquet files and saved datasets with other names than usual; shards have theirs.
 
     Raises:
         ShardError: nothing usable lies there; the message says what is accepted.
@@ -107,38 +105,38 @@ def open_image_text(
     places = [spec] if os.path.exists(spec) else [place.strip() for place in spec.split(",") if place.strip()]
     if not places:
         raise ShardError(f"no image-text data named; give {ACCEPTED}")
-    sources = [_open_place(place, split, image_column, caption_columns) for place in places]
+    sources = [_open_place(place, split, columns) for place in places]
     return sources[0] if len(sources) == 1 else JoinedImageText(sources)
 
 
-def _open_place(place: str, split: str, image_column: Optional[str], caption_columns: Optional[Sequence[str]]) -> ImageTextSource:
+def _open_place(place: str, split: str, columns: ImageTextColumns) -> ImageTextSource:
     path, folder = (place, "") if os.path.exists(place) else (place.partition(":")[0], place.partition(":")[2])
     if path.endswith(".csv") and os.path.isfile(path):
-        return CsvImageText(path, folder or _images_of(Path(path)))
+        return CsvImageText(path, folder or _images_of(Path(path)), columns)
     if folder or not os.path.exists(path):
         raise ShardError.at(path if folder else place, f"no such file or folder; give {ACCEPTED}")
     if os.path.isfile(path):
         if path.endswith(".tsv") or (path.endswith(".parquet") and _are_our_shards([path])):
             return ShardImageText(ShardReader([path]))
         if path.endswith(".parquet"):
-            return HfImageText([path], split, image_column, caption_columns)
+            return HfImageText([path], split, columns)
         raise ShardError.at(path, f"not an image-text file; give {ACCEPTED}")
-    return _open_folder(Path(path), split, image_column, caption_columns)
+    return _open_folder(Path(path), split, columns)
 
 
-def _open_folder(root: Path, split: str, image_column: Optional[str], caption_columns: Optional[Sequence[str]]) -> ImageTextSource:
+def _open_folder(root: Path, split: str, columns: ImageTextColumns) -> ImageTextSource:
     if is_saved(root):
-        return HfImageText(root, split, image_column, caption_columns)
+        return HfImageText(root, split, columns)
     for name in split_names(split):
         if (root / f"{name}_anno.csv").is_file():
-            return CsvImageText(root / f"{name}_anno.csv", _images_of(root / f"{name}_anno.csv"))
+            return CsvImageText(root / f"{name}_anno.csv", _images_of(root / f"{name}_anno.csv"), columns)
     for folder in (root, root / "data"):  # the Hub keeps the files of a dataset in data/
         if stored_name(folder, split) is None:
             continue
         paths = find_split(folder, split)
         if (folder / "vocabulary.json").is_file() or _are_our_shards(paths):
             return ShardImageText(ShardReader.for_split(folder, split))
-        return HfImageText(paths, split, image_column, caption_columns)
+        return HfImageText(paths, split, columns)
     there = [*list_splits(root), *(path.name for path in sorted(root.glob("*_anno.csv")))]
     found = f"the folder has {', '.join(there)}" if there else "the folder has neither shards, nor lists, nor a saved dataset"
     raise ShardError.at(root, f"no image-text data of split {split!r}; {found}. Give {ACCEPTED}")

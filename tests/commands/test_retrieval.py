@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -131,6 +133,21 @@ def test_a_csv_list_with_bad_rows(checkpoint, tmp_path, capsys):
     assert status == 1 and found["images"] == 7 and len(found["bad_rows"]) == 1 and "list.csv, row 8, column image" in found["bad_rows"][0]
     assert "1 rows left out" in capsys.readouterr().out
     assert_scores(found, naive_scores(checkpoint, pairs[:3] + pairs[4:]))
+
+
+def test_columns_by_name(checkpoint, tmp_path, capsys, monkeypatch):
+    """A table with other column names; without the column of ids each row is a photo of its own, and a note says so."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    pairs = toy_pairs()[:8]
+    rows = [(f"p{k}", codec.encode_image(photo, "png"), text) for k, (photo, texts) in enumerate(pairs) for text in texts]
+    pq.write_table(pa.table(dict(zip(("photo", "pixels", "title"), map(list, zip(*rows))))), tmp_path / "x.parquet")
+    columns = ("--image-column", "pixels", "--caption-columns", "title")
+    _, found = retrieval(checkpoint, tmp_path / "x.parquet", tmp_path / "a", *columns, "--image-id-column", "photo")
+    assert_scores(found, naive_scores(checkpoint, pairs))
+    assert "note" not in capsys.readouterr().err
+    _, found = retrieval(checkpoint, tmp_path / "x.parquet", tmp_path / "b", *columns)
+    assert found["images"] == len(rows)
+    assert "note: no column says which rows are of one photo" in capsys.readouterr().err
 
 
 def test_what_cannot_work_is_named(checkpoint, shards, tmp_path, capsys):

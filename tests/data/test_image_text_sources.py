@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ofaseg.data import codec
+from ofaseg.data.image_text_source import ImageTextColumns
 from ofaseg.data.image_text_sources import CsvImageText, HfImageText, JoinedImageText, ShardImageText, open_image_text
 from ofaseg.data.rows import ShardError
 from ofaseg.data.shards import ShardWriter
@@ -192,7 +193,7 @@ def test_one_bad_row_never_costs_the_others(tmp_path):
     assert problems == {
         0: ("one",),
         1: ", row 1: the row has 1 fields, at least 3 are needed; correct it",
-        2: ", row 2, column image_id: 'x2' is not a number; correct the row",
+        2: ", row 2, column image_id: 'x2' is not a whole number; correct the row",
         3: ", row 4, column caption: no caption; write one, or leave the row out",
         4: ("three",),
         5: ", row 7, column caption: not UTF-8; write the list in UTF-8",
@@ -228,8 +229,77 @@ def test_a_quotation_mark_that_is_never_closed_is_told(tmp_path, end):
     assert CsvImageText(tmp_path / "list.csv", tmp_path)[1]["captions"] == ("two\nlines",)
 
 
+NAMED = ImageTextColumns("filepath", ("title",), "photo")
+
+
+@pytest.mark.parametrize("write", ["list", "table", "saved"])
+def test_columns_may_have_other_names(tmp_path, write):
+    import datasets
+
+    rows = [(image_id, text, "not a caption") for image_id, _, text in caption_rows()]
+    write_images(tmp_path / "photos")
+    if write == "list":
+        columns = ("photo", "filepath", "caption", "title")
+        spec = write_csv(tmp_path / "list.csv", [(i, f"{i}.png", other, text) for i, text, other in rows], columns)
+        spec = f"{spec}:{tmp_path / 'photos'}"
+    else:  # the ids are texts, and another column of bytes is not the photo
+        table = pa.table({"photo": [f"n{i}" for i, _, _ in rows], "filepath": [photo(i) for i, _, _ in rows], "image": [b""] * len(rows)}
+                         | {"title": [text for _, text, _ in rows], "caption": [other for _, _, other in rows]})  # fmt: skip
+        spec = tmp_path / "x"
+        pq.write_table(table, f"{spec}.parquet")
+        if write == "saved":
+            datasets.Dataset(table).save_to_disk(str(spec))
+        spec = f"{spec}.parquet" if write == "table" else spec
+    source = open_image_text(str(spec), "train", NAMED)
+    assert [(source[i]["image"], source[i]["captions"]) for i in range(len(source))] == EXPECTED and not source.apart
+    with pytest.raises(ShardError, match="title2"):
+        open_image_text(str(spec), "train", ImageTextColumns("filepath", ("title2",), "photo"))
+    with pytest.raises(ShardError, match="number"):
+        open_image_text(str(spec), "train", ImageTextColumns("filepath", ("title",), "number"))
+
+
+def test_one_caption_column_in_a_list(tmp_path):
+    write_anno(tmp_path / "cc")
+    with pytest.raises(ShardError, match="train_anno.csv: a list has one caption column; name one of caption, image"):
+        open_image_text(str(tmp_path / "cc"), "train", ImageTextColumns(captions=("caption", "image")))
+
+
+def test_an_id_column_of_other_values_is_refused(tmp_path):
+    pq.write_table(pa.table({"image": [b"x"], "caption": ["a"], "score": [0.5]}), tmp_path / "x.parquet")
+    with pytest.raises(ShardError, match="column 'score' holds neither whole numbers nor texts; it has image, caption, score"):
+        open_image_text(str(tmp_path / "x.parquet"), "train", ImageTextColumns(image_id="score"))
+
+
+def test_rows_that_nothing_brings_together_are_told_apart(tmp_path):
+    pq.write_table(pa.table({"image": [b"x", b"x"], "caption": ["a", "b"]}), tmp_path / "x.parquet")
+    write_anno(tmp_path / "cc", ids=False)
+    spec = str(tmp_path / "x.parquet")
+    assert open_image_text(spec, "train").apart and len(open_image_text(spec, "train")) == 2
+    assert open_image_text(f"{tmp_path / 'cc'},{spec}", "train").apart
+    for other in (write_official_parquet(tmp_path / "valid.parquet"), saved_dataset(tmp_path / "saved"), tmp_path / "cc"):
+        assert not open_image_text(str(other), "valid" if other.name == "saved" else "train").apart
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_a_list_as_spreadsheets_write_it(tmp_path, start):
+    """A byte order mark before quoted column names, and whole numbers with a decimal point."""
+    write_images(tmp_path / "photos")
+    text = '"image","caption","image_id"\r\n4.png,"a, b",4.0\r\n9.png,two,9\r\n4.png,three,4\r\n2.png,four,2.5\r\n'
+    (tmp_path / "list.csv").write_bytes(start + text.encode())
+    source = CsvImageText(tmp_path / "list.csv", tmp_path / "photos")
+    assert [(source[i]["image_id"], source[i]["captions"]) for i in (0, 1)] == [(4, ("a, b", "three")), (9, ("two",))]
+    with pytest.raises(ShardError, match="row 3, column image_id: '2.5' is not a whole number"):
+        source[2]
+
+
 def test_other_lists_are_refused(tmp_path):
-    with pytest.raises(ShardError, match="the first line names url, text; it must name image and caption"):
+    (tmp_path / "names.csv").write_text("image,caption\n\n")
+    with pytest.raises(ShardError, match="names.csv: the list names columns, and no image; write a row per caption"):
+        CsvImageText(tmp_path / "names.csv", tmp_path)
+    (tmp_path / "returns.csv").write_bytes(b"image,caption\r4.png,one\r")
+    with pytest.raises(ShardError, match="end its lines with a line feed"):
+        CsvImageText(tmp_path / "returns.csv", tmp_path)
+    with pytest.raises(ShardError, match="names url, text; it must name image and caption, or give its names with --image-col"):
         CsvImageText(write_csv(tmp_path / "a.csv", [["x", "y"]], ("url", "text")), tmp_path)
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ShardError, match="the first line names nothing"):
@@ -267,15 +337,23 @@ def test_columns_are_found_by_type_and_name(tmp_path, columns, chosen):
 @pytest.mark.parametrize(
     "columns, options, message",
     [
-        ({"a": [b"x"], "b": [b"y"], "caption": ["c"]}, {}, "cannot tell which column holds the images; it has a, b, caption"),
-        ({"image": [b"x"], "note": ["y"]}, {}, "cannot tell which column holds the captions; it has image, note"),
-        ({"image": [b"x"], "note": ["y"]}, {"caption_columns": ("nope",)}, "no column 'nope'; it has image, note"),
+        (
+            {"a": [b"x"], "b": [b"y"], "caption": ["c"]},
+            {},
+            "which column holds the images; it has a, b, caption. Name it with --image-col",
+        ),
+        (
+            {"image": [b"x"], "note": ["y"]},
+            {},
+            "which column holds the captions; it has image, note. Name it with --caption",
+        ),
+        ({"image": [b"x"], "note": ["y"]}, {"captions": ("nope",)}, "no column 'nope'; it has image, note"),
     ],
 )
 def test_unclear_columns_are_listed(tmp_path, columns, options, message):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(ShardError, match=message):
-        open_image_text(str(tmp_path / "x.parquet"), "train", **options)
+        open_image_text(str(tmp_path / "x.parquet"), "train", ImageTextColumns(**options))
 
 
 def test_rows_without_image_or_caption_are_named(tmp_path):
