@@ -42,6 +42,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 import weakref
 from argparse import Namespace
@@ -58,6 +59,8 @@ logger = logging.getLogger(__name__)
 SWITCH = "OFASEG_NO_COMPAT"
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__))
 OUR_PACKAGES = ("ofaseg", "user_tasks", "criterions", "data_prep")
+REFUSALS = (ValueError, OSError, ImportError)
+SET_UP = {"setup_task", "build_model", "build_criterion", "load_dataset", "batch_by_size"}
 LONGEST_WAIT = 30.0
 """Seconds that the end of a process waits for batches that are being read."""
 LAUNCHER_KEYS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
@@ -430,21 +433,31 @@ def _look_for_subsets_in_folders() -> bool:
 
 
 def _tell_user_errors_in_a_line() -> bool:
-    """P11: the toolkit's own kinds of errors, which are about files and options, end a command of fairseq by their message.
+    """P11: errors about files and options end a command of fairseq by their message.
 
-    All others keep their traceback, for they may be faults of the code.
+    These are the toolkit's own kinds of errors, and what its tasks, models and criterions refuse while they are set up. All others keep
+    their traceback, for they may be faults of the code.
     """
     if os.path.basename(sys.argv[0]) not in ("fairseq-train", "fairseq-validate"):
         return False
     original = sys.excepthook
 
     def hook(kind, error, trace):
-        if kind.__module__.partition(".")[0] not in OUR_PACKAGES:
-            return original(kind, error, trace)
-        print(f"error: {error}", file=sys.stderr)
+        if kind.__module__.partition(".")[0] in OUR_PACKAGES or (issubclass(kind, REFUSALS) and _refused_in_set_up(trace)):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            original(kind, error, trace)
 
     sys.excepthook = hook
     return True
+
+
+def _refused_in_set_up(trace) -> bool:
+    """Whether a `raise` of the toolkit ended the setting up of a task, model, criterion or data set."""
+    frames = traceback.extract_tb(trace)
+    ours = os.path.dirname(PACKAGE_DIR)
+    package = os.path.relpath(frames[-1].filename, ours).partition(os.sep)[0]
+    return package in OUR_PACKAGES and frames[-1].line.startswith("raise ") and any(frame.name in SET_UP for frame in frames)
 
 
 def _copy_files_whole() -> bool:

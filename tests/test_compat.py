@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ofaseg.compat import PATCHES
+from ofaseg.compat import PATCHES, _refused_in_set_up
+from ofaseg.prompts import load_templates
+from ofaseg.utils.arguments import at_least
 from tests.integration.forked import ROOT, shared_server
 from tests.integration.import_facts import fresh_import
 
@@ -228,3 +230,26 @@ def test_p11_user_errors_end_fairseq_train_in_a_line(tmp_path, off):
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"OFASEG_NO_COMPAT": off})
     assert run.returncode == 1 and "nothere: no such folder" in run.stderr.splitlines()[-1]
     assert ("Traceback" in run.stderr) == bool(off), run.stderr
+
+
+def setup_task(work):
+    work()
+
+
+def other_task(work):
+    work()
+
+
+@pytest.mark.parametrize(
+    "through, work, expected",
+    [
+        (setup_task, lambda: load_templates("nope"), True),
+        (other_task, lambda: load_templates("nope"), False),  # in a step it may be a fault of the code
+        (setup_task, lambda: at_least("x")("1"), False),  # not raised by a line of ours: a fault of the code
+        (setup_task, lambda: int("x"), False),
+    ],
+)
+def test_p11_what_a_set_up_refuses_is_an_error_of_the_user(through, work, expected):
+    with pytest.raises((ValueError, TypeError)) as error:
+        through(work)
+    assert _refused_in_set_up(error.value.__traceback__) is expected

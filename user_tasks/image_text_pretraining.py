@@ -112,8 +112,15 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         return DenseSegmentationTask.setup_task(DenseSegmentationConfig(data=cfg.seg_data, patch_image_size=side, **shared))
 
     def build_model(self, cfg, from_checkpoint: bool = False):
-        """Builds the model, from `--pretrained` weights where given; logs what matched."""
+        """Builds the model, from `--pretrained` weights where given; logs what matched.
+
+        Raises:
+            ValueError: the side of a crop is no multiple of the model's patch.
+        """
         model = super().build_model(cfg, from_checkpoint)
+        for option, side in (("--patch-image-size", self.cfg.patch_image_size), ("--eval-image-size", self.cfg.eval_image_size)):
+            if side < 0 or side % model.grid_stride:
+                raise ValueError(f"{option} {side}: the model reads patches of {model.grid_stride} pixels; give a multiple of it")
         if self.cfg.pretrained and not from_checkpoint:
             from ofaseg.checkpoints import load_official  # checkpoints know tasks, so tasks import them late
 

@@ -34,7 +34,7 @@ MAX_URL_BYTES = 256 * 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", help="photos, folders, .txt lists of photos, file:// or http(s):// URLs")
+    parser.add_argument("images", nargs="*", help="photos, folders, .txt lists of photos, file:// or http(s):// URLs")
     parser.add_argument("--checkpoint", required=True, help="fairseq checkpoint (.pt), or exported model.safetensors")
     parser.add_argument("--out", default="predictions", help="folder for the results (default: predictions)")
     parser.add_argument(
@@ -65,6 +65,8 @@ def run(args) -> int:
     from ofaseg.checkpoints import load_model
     from ofaseg.commands import predict_maps
 
+    if not args.images:
+        args.maps, args.images = photos_behind(args.maps)
     sources = list(dict.fromkeys(expand(args.images)))
     if not sources:
         raise ValueError(f"no photo in {', '.join(args.images)}; photos end in {' '.join(PHOTO_SUFFIXES)}")
@@ -85,6 +87,20 @@ def run(args) -> int:
         return "; ".join(", ".join(lines[:5]) or "nothing" for lines in predict_one(source, stem, model, task, post, tasks).values())
 
     return for_each(sources, args, segment, "segmented")
+
+
+def photos_behind(phrases: list[str]) -> tuple[list[str], list[str]]:
+    """(phrases, photos) of `--maps PHRASE ... PHOTO ...`, which a command line gives as phrases alone.
+
+    Raises:
+        ValueError: no photo stands behind the phrases.
+    """
+    first = len(phrases)
+    while first and (_is_url(phrases[first - 1]) or Path(phrases[first - 1]).exists()):
+        first -= 1
+    if first == len(phrases):
+        raise ValueError("no photo given; name photos or folders first, or behind the phrases of --maps")
+    return phrases[:first], phrases[first:]
 
 
 def for_each(sources: list[str], args, work: Callable[[str, Path], str], done: str) -> int:

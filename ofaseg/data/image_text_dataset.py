@@ -80,9 +80,14 @@ class ImageTextDataset(RowDataset):
         """Lists of `max_sentences` indices. In training what does not fill a batch of every rank is left over for another epoch.
 
         A training set that is smaller than one batch of all ranks gives each rank an equal part of it.
+
+        Raises:
+            ShardError: it is smaller than the number of ranks.
         """
         if not self.training:
             return super().batch_by_size(indices, max_tokens, max_sentences)
+        if len(indices) < self.world_size:
+            raise ShardError(f"{len(indices)} photos to train on, {self.world_size} processes; start as many processes as photos at most")
         indices, chunk = np.asarray(indices), max_sentences or 1
         chunk = max(1, min(chunk, len(indices) // self.world_size))
         if self.batch_order == "debias":

@@ -192,18 +192,24 @@ def _kernels_for(image, probs: Tensor, params: Optional[DenseCRFParams], kernels
     return kernels
 
 
-def pydensecrf_binary(image: Tensor | np.ndarray, foreground_probs: Tensor, params: Optional[DenseCRFParams] = None) -> Tensor:
-    """`binary_crf` by the compiled package pydensecrf, for parity to the bit; arguments and result as there.
-
-    Raises:
-        ImportError: pydensecrf is not installed.
-    """
+def compiled_crf() -> type:
+    """pydensecrf's class. Raises ImportError when the package is not installed."""
     try:
         from pydensecrf.densecrf import DenseCRF2D
     except ImportError as error:
         raise ImportError(
             'the refinement "pydensecrf" needs the package pydensecrf (a compiler and Cython build it); "dense_crf" needs neither'
         ) from error
+    return DenseCRF2D
+
+
+def pydensecrf_binary(image: Tensor | np.ndarray, foreground_probs: Tensor, params: Optional[DenseCRFParams] = None) -> Tensor:
+    """`binary_crf` by the compiled package pydensecrf, for parity to the bit; arguments and result as there.
+
+    Raises:
+        ImportError: pydensecrf is not installed.
+    """
+    DenseCRF2D = compiled_crf()
     params = params or DenseCRFParams()
     pixels = np.ascontiguousarray(torch.as_tensor(image).cpu().numpy())
     masks = []

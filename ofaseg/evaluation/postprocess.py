@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ofaseg.evaluation.candidates import segment_by_candidates
 from ofaseg.evaluation.class_refinement import CLASS_REFINEMENTS, refine_classes
+from ofaseg.evaluation.dense_crf import compiled_crf
 from ofaseg.evaluation.many_classes import argmax_of_many
 from ofaseg.evaluation.refine import REFINEMENTS
 from ofaseg.evaluation.tiling import check_scales
@@ -61,16 +62,20 @@ class PostProcess:
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self):
-        """Raises ValueError for a value out of range, or a refinement that there is not."""
+        """Raises ValueError for a value out of range or a refinement that there is not, ImportError for one whose package is absent."""
         check_scales(self.scales)
         if self.resnet_iters < 0 or self.resnet_topk < 1 or self.resnet_prob_temperature <= 0:
             raise ValueError(
                 f"resnet_topk {self.resnet_topk}, resnet_iters {self.resnet_iters}, temperature {self.resnet_prob_temperature}: "
                 "need topk >= 1, iters >= 0 and a temperature above 0"
             )
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold {self.threshold}: it cuts maps in 0..1")
         known = ("none", *(CLASS_REFINEMENTS if self.candidates is None else REFINEMENTS))
         if self.refine not in known:
             raise ValueError(f"refine {self.refine!r}: the maps of this model can be refined by {', '.join(known)}")
+        if self.refine == "pydensecrf":
+            compiled_crf()  # now, not at the first photo
 
 
 def segmentations(

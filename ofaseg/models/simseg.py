@@ -94,8 +94,10 @@ class SimSeg(DualEncoder, BaseFairseqModel):
         """Builds the model for a task with a `text_tokenizer` and `class_prompts`, whose configuration has `text_length`.
 
         Raises:
-            ValueError: an unknown tower, or texts longer than the text tower reads.
+            ValueError: an unknown tower, texts longer than the text tower reads, or a tokenizer with more entries than it has words.
         """
+        if 0 < cfg.vocab_size < len(task.text_tokenizer):
+            raise ValueError(f"--vocab-size {cfg.vocab_size}: the tokenizer has {len(task.text_tokenizer)} entries; give as many or none")
         model = cls(cfg, cfg.vocab_size or len(task.text_tokenizer), task.class_prompts, task.text_tokenizer.pad)
         if task.cfg.text_length > model.text_encoder.max_length:
             longest = model.text_encoder.max_length

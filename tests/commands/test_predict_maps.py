@@ -8,6 +8,7 @@ from PIL import Image
 
 from ofaseg.checkpoints import load_dual_encoder
 from ofaseg.cli import main
+from ofaseg.commands.predict import photos_behind
 from ofaseg.commands.predict_maps import file_names
 from tests.conftest import ROOT
 from tests.toy_simseg import write_simseg
@@ -84,6 +85,17 @@ def test_a_model_without_text_tower_is_named(photo, tmp_path, capsys):
     weights = ROOT / "ofaseg" / "assets" / "shapes" / "segofa_nano.safetensors"
     assert maps(photo, weights, tmp_path / "out", "--maps", "grass") == 2
     assert "segofa_nano.safetensors: not a dual encoder" in capsys.readouterr().err
+
+
+def test_photos_may_stand_behind_the_phrases(checkpoint, photo, tmp_path, capsys):
+    common = ["--checkpoint", str(checkpoint), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main(["predict", *common, "--maps", *PHRASES, str(photo)]) == 0
+    with np.load(tmp_path / "out" / "photo_maps.npz") as stored:
+        assert stored["phrases"].tolist() == list(PHRASES)
+    assert photos_behind(["a", "http://x.org/b.jpg", str(photo)]) == (["a"], ["http://x.org/b.jpg", str(photo)])
+    for arguments in (["--maps", *PHRASES], []):
+        assert main(["predict", *common, *arguments]) == 2
+        assert "no photo given" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,11 @@ def test_every_rank_gets_full_batches(count, chunk, world, expected):
     assert len(set(rows)) == len(rows) and rows != sorted(rows)
 
 
+def test_fewer_photos_than_processes_are_told():
+    with pytest.raises(ShardError, match="2 photos to train on, 3 processes"):
+        dataset(Photos(2), world_size=3).batch_by_size(range(2), max_sentences=4)
+
+
 def test_a_bad_row_is_replaced_so_that_batches_keep_their_size():
     data = dataset(Photos(49, bad=tuple(range(5, 20))))
     batch = data.collater([data[i] for i in (1, 5, 6, 30)])

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from ofaseg.evaluation.dense_crf import DenseCRFParams, PairwiseKernels, binary_crf, dense_crf, pydensecrf_binary
+from ofaseg.evaluation.postprocess import PostProcess
+from ofaseg.evaluation.zero_shot_settings import load_settings
 
 REFERENCES = Path(__file__).parent / "data" / "pydensecrf_labels.npz"
 SCRIBBLE_PARAMS = DenseCRFParams(bilateral_sxy=80, iterations=5)
@@ -193,6 +195,8 @@ def test_wrong_inputs_are_named():
 
 def test_pydensecrf_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    with pytest.raises(ImportError, match="needs the package pydensecrf"):  # before any photo
+        PostProcess(candidates=load_settings("pascal_voc"), refine="pydensecrf")
     with pytest.raises(ImportError, match='"dense_crf" needs neither'):
         pydensecrf_binary(drawn_image(8, 10), torch.rand(1, 8, 10))
 

@@ -97,6 +97,8 @@ def test_segmentations_say_what_is_missing():
         segmentations(DenseOutput(logits), [(3, 3)] * 2)
     with pytest.raises(ValueError, match="temperature above 0"):
         PostProcess(resnet_prob_temperature=0)
+    with pytest.raises(ValueError, match="threshold 2: it cuts maps in 0..1"):
+        PostProcess(threshold=2)
 
 
 def test_flip_average_of_segmentations():

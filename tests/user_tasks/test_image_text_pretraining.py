@@ -100,6 +100,20 @@ def test_texts_longer_than_the_tower_reads_are_named(tmp_path):
         pair_jobs.SimSeg.build_model(pair_jobs.architecture_config("simseg_nano"), task)
 
 
+def test_a_tokenizer_with_more_words_than_the_tower_is_named(tmp_path):
+    task = pair_jobs.make_task(tmp_path)
+    with pytest.raises(ValueError, match=f"--vocab-size 5: the tokenizer has {len(task.text_tokenizer)} entries"):
+        pair_jobs.SimSeg.build_model(pair_jobs.architecture_config("simseg_nano", vocab_size=5), task)
+
+
+@pytest.mark.parametrize("option", ["--patch-image-size", "--eval-image-size"])
+def test_sides_of_no_whole_patches_are_named(tmp_path, option):
+    task = pair_jobs.make_task(tmp_path)
+    setattr(task.cfg, option[2:].replace("-", "_"), 36)
+    with pytest.raises(ValueError, match=f"{option} 36: the model reads patches of 8 pixels"):
+        task.build_model(pair_jobs.architecture_config("simseg_nano", _name="simseg_nano"))
+
+
 def test_rows_left_out_are_counted(tmp_path):
     task, model = pair_jobs.make_task(tmp_path, 4), pair_jobs.make_model(dropout=0.0)
     batch = pair_jobs.make_batch(PAIRS) | {"bad_rows": ["row 3"]}
