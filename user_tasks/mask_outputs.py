@@ -18,6 +18,9 @@ from ofaseg.structures import MaskOutput, SegmentationOutput
 from ofaseg.vocabulary import ClassVocabulary, VocabularyError, parse_class_names, share_a_word
 from user_tasks.learned_prompts import TASKS, parse_tasks
 
+NOTHING = "none"
+"""In the place of names of countable classes."""
+
 
 @dataclass
 class MaskOutputOptions(FairseqDataclass):
@@ -37,7 +40,8 @@ class MaskOutputOptions(FairseqDataclass):
     things: str = field(
         default="",
         metadata={
-            "help": "countable classes, a file or list of their names (default: as marked; free words: all but the checkpoint's own stuff)"
+            "help": "countable classes, a file or list of their names, or none "
+            "(default: as marked; free words: all but the checkpoint's own stuff)"
         },
     )
     overlap_threshold: float = field(default=0.5, metadata={"help": "least share of a mask that lies on pixels of its own class, 0..1"})
@@ -220,12 +224,14 @@ def _probabilities(scores: Tensor) -> Tensor:
 def with_things(vocabulary: ClassVocabulary, things: str) -> ClassVocabulary:
     """The vocabulary with the classes named by `things` (a file or list) as countable and all others not; as it is for an empty text.
 
+    "none", where no class is called so, makes no class countable.
+
     Raises:
         VocabularyError: a name that is no class.
     """
     if not things:
         return vocabulary
-    names = parse_class_names(things)
+    names = () if things == NOTHING and NOTHING not in vocabulary.names else parse_class_names(things)
     unknown = [name for name in names if name not in vocabulary.names]
     if unknown:
         raise VocabularyError(f"things: {unknown[0]!r} is no class; name some of {', '.join(vocabulary.names[:20])}")

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--things",
         default="",
-        help="countable classes, a file or list of their names (default: as the checkpoint marks them; other words are all countable)",
+        help="countable classes, a file or list of names, or none (default: as the checkpoint marks them; other words are all countable)",
     )
     parser.add_argument("--strict", action="store_true", help="exit with status 1 when a photo could not be segmented")
     parser.add_argument(

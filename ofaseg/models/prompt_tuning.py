@@ -88,11 +88,11 @@ class PromptTuner:
         Raises:
             ValueError: the model keeps the texts of its first task for all of them.
         """
+        if model.config.first_task_text:
+            raise ValueError("tuned texts are those of their task, first_task_text keeps those of the first one: use one of the two")
         if len(classes) < 2:
             self._warn(len(classes))
             return model.predict(image, tasks, sizes, regions)
-        if model.config.first_task_text:
-            raise ValueError("tuned texts are those of their task, first_task_text keeps those of the first one: use one of the two")
         was_training = model.training
         model.eval()
         try:

@@ -191,5 +191,6 @@ def test_settings_that_cannot_be(photos):
     for settings in [(0,), (1, 0.0), (1, float("nan")), (1, 1e-3, 0.0), (1, 1e-3, 1.1), (1, 1e-3, 0.5, "batch")]:
         with pytest.raises(ValueError, match="give at least 1 step"):
             PromptTuner(*settings)
-    with pytest.raises(ValueError, match="use one of the two"):
-        tuner().predict(build(frozen_prompts=True, first_task_text=True), NOVEL, photos, ("semantic",))
+    for classes in (NOVEL, NOVEL[:1]):  # whether there is something to tune or not
+        with pytest.raises(ValueError, match="use one of the two"):
+            tuner().predict(build(frozen_prompts=True, first_task_text=True), classes, photos, ("semantic",))

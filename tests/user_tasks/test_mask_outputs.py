@@ -57,6 +57,8 @@ def test_things():
     task.trained_vocabulary = TRAINED
     assert task.thing_marks == (True, False, True, False, True, True)
     assert make_task(vocabulary=WORDS, things="cow, unicorn").thing_marks == (False, False, True, False, True, False)
+    assert make_task(vocabulary=WORDS, things="none").thing_marks == (False,) * 6
+    assert with_things(ClassVocabulary(("none", "some")), "none").thing == (True, False)
     assert make_task().thing_marks == (True, True, False)
     stuff = ClassVocabulary(("sky", "road"), thing=(False, False))
     assert make_task(vocabulary=stuff).thing_marks == (False, False)  # no thing among the classes is not the same as no marks

@@ -76,7 +76,9 @@ def sample(value: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, we
 
 
 def sample_by_gather(value: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """As `sample`: one bag of the 4 * levels * points corners per query and head, summed by `embedding_bag`."""
+    """As `sample`, in float32 or better: one bag of the 4 * levels * points corners per query and head, summed by `embedding_bag`."""
+    if value.dtype not in (torch.float32, torch.float64):
+        return sample_by_gather(value.float(), shapes, reference.float(), offsets.float(), weights.float()).to(value.dtype)
     heights, widths = torch.tensor(shapes, dtype=offsets.dtype, device=value.device).T[..., None]  # (levels, 1)
     x = reference[:, 0, None, None, None] * widths - 0.5 + offsets[..., 0]  # (B, N, heads, levels, points)
     y = reference[:, 1, None, None, None] * heights - 0.5 + offsets[..., 1]

@@ -60,6 +60,16 @@ def test_gradients_of_both_forms(inputs):
         torch.testing.assert_close(gathered, sampled, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(inputs, dtype):
+    value, reference, offsets, weights = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+    found = sample_by_gather(value, SHAPES, reference, offsets, weights)
+    expected = naive(*(tensor.detach().double() for tensor in (value, reference, offsets, weights)))
+    torch.testing.assert_close(found, expected.to(dtype), rtol=1e-2, atol=1e-2)
+    found.sum().backward()
+    assert value.grad.dtype == dtype and value.grad.abs().max() > 0
+
+
 def test_points_outside_count_as_zero():
     value = torch.ones(1, 6, 1, 2)
     offsets = torch.full((1, 1, 1, 1, 1, 2), 50.0)
