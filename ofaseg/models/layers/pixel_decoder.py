@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofaseg.models.layers.deformable_attention import DeformableAttention
-from ofaseg.models.layers.dropout import Dropout
+from ofaseg.models.layers.dropout import Dropout, relu_dropout
 
 GROUPS = 32
 READ_LEVELS = ("res5", "res4", "res3")
@@ -64,7 +64,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, reference: Tensor, shapes) -> Tensor:
         """Tokens (B, S, dim), positions (S, dim), reference (S, 2) -> (B, S, dim)."""
         x = self.attention_norm(x + self.dropout(self.attention(x + positions, x, reference, shapes)))
-        hidden = self.dropout(F.relu(self.expand(x)))
+        hidden = self.expand(x)
+        hidden = relu_dropout(hidden, self.dropout.p) if self.training else F.relu(hidden)
         return self.norm(x + self.dropout(self.contract(hidden)))
 
 

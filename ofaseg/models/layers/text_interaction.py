@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ofaseg.models.layers.dropout import Dropout
+from ofaseg.models.layers.dropout import ShareDropout
 
 CHUNK_ELEMENTS = 2**21
 """Attention weights that exist at a time in inference."""
@@ -34,7 +34,7 @@ class TextInteraction(nn.Module):
         self.pixel_norm, self.text_norm = nn.LayerNorm(dim), nn.LayerNorm(text_dim)
         self.q_proj, self.out_proj = nn.Linear(dim, inner), nn.Linear(inner, dim)
         self.k_proj, self.v_proj = nn.Linear(text_dim, inner), nn.Linear(text_dim, inner)
-        self.dropout = Dropout(dropout)
+        self.dropout = ShareDropout(dropout)
 
     def forward(self, maps: list[Tensor], text: Tensor) -> list[Tensor]:
         """Maps (B, dim, h, w) of any sizes and texts (T, text_dim) -> as many maps of the same shapes."""
