@@ -58,7 +58,7 @@ class FreeSegConfig(PromptedClipConfig):
     )
     size_divisibility: int = field(default=32, metadata={"help": "photos are padded to multiples of so many pixels"})
     mask_threshold: float = field(default=0.5, metadata={"help": "probability above which a pixel belongs to the region that CLIP reads"})
-    region_batch: int = field(default=32, metadata={"help": "regions that CLIP reads at a time"})
+    region_batch: int = field(default=32, metadata={"help": "regions that CLIP reads at a time, at most"})
 
 
 ARCHITECTURES = {

@@ -14,6 +14,8 @@ CUBIC = -0.75
 """Of torch's bicubic kernel."""
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
 """Blended pixels that exist at a time, per device type."""
+READ_ELEMENTS = 5 * 2**20
+"""Widest activations (20 MB in float32) of CLIP at a time on a CPU, where larger ones cost a tenth more: each is new memory."""
 
 
 def boxes_of(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,12 +122,21 @@ def region_vectors(clip, photo: Tensor, masks: Tensor, size: int, batch: int) ->
         clip: `open_clip.model.CLIP`.
         photo: (3, H, W) normalised as CLIP reads photos: surroundings are filled with its mean colour.
         masks: (Q, H, W) bool.
-        size: side of what CLIP reads in pixels; batch: how many regions it reads at a time.
+        size: side of what CLIP reads in pixels; batch: how many regions it reads at a time at most.
     """
     boxes, valid = boxes_of(masks)
     present = valid.nonzero().flatten()
     vectors = photo.new_zeros(len(masks), clip.text_projection.shape[1])
-    for chosen in present.split(batch) if len(present) else ():
+    for chosen in present.split(_at_a_time(clip.visual, size, batch, photo.device)) if len(present) else ():
         crops = region_crops(photo, masks[chosen], boxes[chosen], size)
         vectors[chosen] = image_vectors(clip, crops).to(vectors.dtype)
     return vectors, valid
+
+
+def _at_a_time(visual, size: int, batch: int, device: torch.device) -> int:
+    """Regions that a tower reads at a time: `batch`, or fewer on a CPU."""
+    if device.type != "cpu":
+        return batch
+    tokens = (size // visual.patch_size[0]) ** 2 + 1
+    hidden = visual.transformer.resblocks[0].mlp[0].out_features
+    return max(1, min(batch, READ_ELEMENTS // (tokens * hidden)))

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ofaseg.models.clip_towers import build_towers, image_vectors
+from ofaseg.models.freeseg import architecture_config
 from ofaseg.models.layers import region_crops as module
 from ofaseg.models.layers.region_crops import boxes_of, crops_in_turn, crops_together, cubic_matrix, region_crops
 
@@ -58,6 +60,24 @@ def test_under_autocast_colours_stay_exact(size):
     expected = region_crops(photo, masks[valid], boxes[valid], size)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(region_crops(photo, masks[valid], boxes[valid], size), expected)
+
+
+@pytest.mark.parametrize("batch, elements, expected", [(32, 2**40, [4]), (3, 2**40, [3, 1]), (32, 2 * 17 * 256, [2, 2]), (32, 1, [1] * 4)])
+@torch.no_grad()
+def test_vectors_are_the_same_however_many_at_a_time(monkeypatch, batch, elements, expected):
+    """CLIP nano at 32 pixels: 17 tokens, 256 wide inside; on a CPU no more elements than that at a time."""
+    torch.manual_seed(3)
+    clip = build_towers(architecture_config("freeseg_nano"))
+    photo, masks, read = 3 * torch.randn(3, HEIGHT, WIDTH), torch.rand(5, HEIGHT, WIDTH) > 0.5, []
+    masks[2] = False
+    boxes, valid = boxes_of(masks)
+    alone = image_vectors(clip, region_crops(photo, masks[valid], boxes[valid], 32))
+    monkeypatch.setattr(module, "READ_ELEMENTS", elements)
+    monkeypatch.setattr(module, "image_vectors", lambda clip, crops: read.append(len(crops)) or image_vectors(clip, crops))
+    vectors, found = module.region_vectors(clip, photo, masks, 32, batch)
+    assert found.tolist() == valid.tolist() == [True, True, False, True, True] and read == expected
+    torch.testing.assert_close(vectors[valid], alone)
+    assert not vectors[2].any()
 
 
 def test_nothing_to_cut():
