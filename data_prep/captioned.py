@@ -41,6 +41,7 @@ class CaptionSource(Source):
         if not photos:
             raise SourceError(f"{listing}: lists no photo with a caption for this split; check that the file is complete")
         self.folders, self.photos, self.listing = folders, photos, str(listing)
+        logger.info("%s: captions of %d photos", listing, len(photos))  # there may be other lists beside it
 
     def __len__(self) -> int:
         return len(self.photos)

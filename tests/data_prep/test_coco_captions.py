@@ -53,6 +53,14 @@ def test_karpathy_splits(tmp_path):
     assert len(coco_captions.open_split(tmp_path, "train", arguments("2017"))[0]["captions"]) == 2
 
 
+def test_the_list_that_is_read_is_named(tmp_path, caplog):
+    raw_coco_captions(tmp_path)
+    (tmp_path / "annotations" / "captions_train2017.json.gz").write_bytes(gzip.compress(b"not read"))
+    with caplog.at_level("INFO"):
+        coco_captions.open_split(tmp_path, "train", arguments())
+    assert f"{tmp_path}/annotations/captions_train2017.json: captions of 2 photos" in caplog.text
+
+
 def test_photos_below_images(tmp_path):
     raw_coco_captions(tmp_path / "raw")
     (tmp_path / "raw" / "images").mkdir()
