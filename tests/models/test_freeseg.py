@@ -222,7 +222,7 @@ def test_classes_that_cannot_be():
         model.text_features()
     with pytest.raises(ValueError, match="class 0 has 2 texts; .* templates=name"):
         model.set_classes([[[START, 5, END], [START, 6, END]]])
-    with pytest.raises(ValueError, match="the name of class 1 has 60 tokens; at most 45"):
+    with pytest.raises(ValueError, match="the name of class 1 .from 0. has 60 tokens; at most 45"):
         model.set_classes([[[START, 5, END]], [[START, *[6] * 60, END]]])
     with pytest.raises(ValueError, match="freeseg_r101c"):
         architecture_config("freeseg_r152")

@@ -224,7 +224,7 @@ def test_names_that_cannot_be(tmp_path):
     with pytest.raises(LabelSetError, match="has no entry for 'blue'"):
         make_task("", subclasses=write(tmp_path, {"red": ["a"], "green": ["b"]}))
     too_long = write(tmp_path, FINER | {"green": ["lawn", "very " * 50 + "green"]})
-    with pytest.raises(LabelSetError, match=r"names.json: the name of class 1 has 51 tokens; at most 45 fit .*shorten it"):
+    with pytest.raises(LabelSetError, match=r"names.json: the name of class 1 .from 0. has 51 tokens; at most 45 fit .*shorten it"):
         build(make_task("", subclasses=too_long))
     with pytest.raises(ValueError, match="words of 2 classes for a model of 3 classes"):
         build(make_task("")).set_class_words([[[5]], [[6]]])

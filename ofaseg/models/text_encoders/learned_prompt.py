@@ -112,7 +112,7 @@ def pack_names(
         if not name:
             raise ValueError(f"class {k} has an empty name; give it one")
         if len(name) > budget:
-            raise ValueError(f"the name of class {k} has {len(name)} tokens; at most {budget} fit beside the prompts: shorten it")
+            raise ValueError(f"the name of class {k} (from 0) has {len(name)} tokens; at most {budget} fit beside the prompts: shorten it")
     lengths = [len(name) for name in names]
     ids = torch.zeros(len(names), max(lengths, default=0) + 2, dtype=torch.long)
     for row, name in zip(ids, names):

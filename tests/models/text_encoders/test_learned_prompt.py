@@ -73,7 +73,7 @@ def test_lengths():
     ids, lengths = pack_names([[1] * 45, [2]], 30, 77)
     assert ids.shape == (2, 47) and lengths.tolist() == [45, 1]
     assert len(LearnedPrompt(8, task_length=0).beginning(torch.zeros(5, 8))) == 17
-    with pytest.raises(ValueError, match="the name of class 1 has 46 tokens; at most 45 fit"):
+    with pytest.raises(ValueError, match="the name of class 1 .from 0. has 46 tokens; at most 45 fit"):
         pack_names([[1], [1] * 46], 30, 77)
     with pytest.raises(ValueError, match="class 0 has an empty name"):
         pack_names([[]], 30, 77)
