@@ -8,7 +8,7 @@ from fairseq.dataclass import FairseqDataclass
 from torch import Tensor, nn
 
 from ofaseg.models.image_encoders.vit import interpolate_positions
-from ofaseg.models.layers.clip_block import feed_forward, run_block
+from ofaseg.models.layers.clip_block import run_block, run_block_for_first
 
 
 @dataclass
@@ -91,10 +91,7 @@ def before_last_block(visual: nn.Module, image: Tensor, stride: int) -> tuple[Te
 
 def photo_vectors(visual: nn.Module, tokens: Tensor) -> Tensor:
     """Input of the last block (B, 1 + h * w, F) -> (B, D) unit vectors; only its CLS token is computed."""
-    block = visual.transformer.resblocks[-1]
-    keys = block.ln_1(tokens)
-    cls = tokens[:, :1] + block.ls_1(block.attention(keys[:, :1], keys, keys))
-    cls = cls + block.ls_2(feed_forward(block.mlp, block.ln_2(cls)))
+    cls = run_block_for_first(visual.transformer.resblocks[-1], tokens)
     return F.normalize(visual.ln_post(cls[:, 0]) @ visual.proj, dim=-1)
 
 

@@ -55,3 +55,4 @@ def test_rows(monkeypatch):
     rows = benchmark_freeseg.answer({"arch": "freeseg_nano", "repeats": 1})
     assert len({row["work"] for row in rows}) == 4 and all(row["seconds"] > 0 for row in rows)
     assert sum("plain" in line for line in table(rows)) == 2
+    assert all(1 <= int(row["note"].split()[2]) <= 60 for row in rows if "photo of" in row["work"])

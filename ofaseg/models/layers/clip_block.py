@@ -20,6 +20,18 @@ def run_block(block: nn.Module, tokens: Tensor, mask: Optional[Tensor] = None) -
     return after_attention(block, tokens, F.scaled_dot_product_attention(query, keys, values, attn_mask=mask))
 
 
+def run_block_for_first(block: nn.Module, tokens: Tensor) -> Tensor:
+    """Tokens (N, L, width) -> (N, 1, width), what `run_block` makes of the first of them."""
+    attention, width = block.attn, tokens.shape[2]
+    normalised = block.ln_1(tokens)
+    # `MultiheadAttention` would, under autocast, repeat the weights for every sample
+    query = F.linear(normalised[:, :1], attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+    mixed = F.linear(normalised, attention.in_proj_weight[width:], attention.in_proj_bias[width:])
+    query = query.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    keys, values = mixed.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return after_attention(block, tokens[:, :1], F.scaled_dot_product_attention(query, keys, values))
+
+
 def heads(attention: nn.MultiheadAttention, tokens: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values (N, heads, L, d) of normalised tokens (N, L, width)."""
     mixed = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
@@ -35,7 +47,7 @@ def after_attention(block: nn.Module, tokens: Tensor, found: Tensor) -> Tensor:
 def feed_forward(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
     """The block's two linear layers; the constants of QuickGELU are factors of the matrix products and cost no pass of their own."""
     expand, activation, contract = mlp
-    if isinstance(activation, nn.GELU) or expand.weight.dtype != torch.float32 or torch.is_autocast_enabled(tokens.device.type):
+    if isinstance(activation, nn.GELU):
         return mlp(tokens)
     rows = tokens.flatten(0, -2)
     hidden = torch.addmm(expand.bias * QUICK_GELU, rows, expand.weight.T, alpha=QUICK_GELU)

@@ -14,8 +14,8 @@ CUBIC = -0.75
 """Of torch's bicubic kernel."""
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
 """Blended pixels that exist at a time, per device type."""
-READ_ELEMENTS = 5 * 2**20
-"""Widest activations (20 MB in float32) of CLIP at a time on a CPU, where larger ones cost a tenth more: each is new memory."""
+READ_BYTES = 20 * 2**20
+"""Widest activations of CLIP at a time on a CPU, where larger ones cost a tenth more: each is new memory."""
 
 
 def boxes_of(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,4 +139,5 @@ def _at_a_time(visual, size: int, batch: int, device: torch.device) -> int:
         return batch
     tokens = (size // visual.patch_size[0]) ** 2 + 1
     hidden = visual.transformer.resblocks[0].mlp[0].out_features
-    return max(1, min(batch, READ_ELEMENTS // (tokens * hidden)))
+    width = 2 if torch.is_autocast_enabled(device.type) else 4
+    return max(1, min(batch, READ_BYTES // (tokens * hidden * width)))

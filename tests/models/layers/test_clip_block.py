@@ -5,7 +5,7 @@ import torch
 
 transformer = pytest.importorskip("open_clip.transformer")
 
-from ofaseg.models.layers.clip_block import run_block  # noqa: E402
+from ofaseg.models.layers.clip_block import run_block, run_block_for_first  # noqa: E402
 
 GELUS = {"quick": transformer.QuickGELU, "plain": torch.nn.GELU}
 
@@ -29,6 +29,18 @@ def test_outputs_and_gradients(gelu, causal):
     inputs = [tokens, *block.parameters()]
     for ours, theirs in zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad)):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gelu", GELUS)
+def test_the_first_token_alone(gelu):
+    block, tokens = block_and_tokens(gelu)
+    expected, found = block(tokens)[:, :1], run_block_for_first(block, tokens)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    inputs, grad = [tokens, *block.parameters()], torch.randn(2, 1, 24)
+    for ours, theirs in zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad)):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(run_block_for_first(block, tokens), block(tokens)[:, :1], atol=0.05, rtol=0.05)
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def test_vectors_are_the_same_however_many_at_a_time(monkeypatch, batch, element
     masks[2] = False
     boxes, valid = boxes_of(masks)
     alone = image_vectors(clip, region_crops(photo, masks[valid], boxes[valid], 32))
-    monkeypatch.setattr(module, "READ_ELEMENTS", elements)
+    monkeypatch.setattr(module, "READ_BYTES", 4 * elements)
     monkeypatch.setattr(module, "image_vectors", lambda clip, crops: read.append(len(crops)) or image_vectors(clip, crops))
     vectors, found = module.region_vectors(clip, photo, masks, 32, batch)
     assert found.tolist() == valid.tolist() == [True, True, False, True, True] and read == expected
