@@ -456,7 +456,7 @@ def _refused_in_set_up(trace) -> bool:
     """Whether a `raise` of the toolkit ended the setting up of a task, model, criterion or data set."""
     frames = traceback.extract_tb(trace)
     ours = os.path.dirname(PACKAGE_DIR)
-    package = os.path.relpath(frames[-1].filename, ours).partition(os.sep)[0]
+    package = os.path.relpath(frames[-1].filename, ours).partition(os.sep)[0] if frames else ""
     return package in OUR_PACKAGES and frames[-1].line.startswith("raise ") and any(frame.name in SET_UP for frame in frames)
 
 
@@ -486,14 +486,20 @@ def _stop_reading_at_exit() -> bool:
 
     original, ending, readers = BackgroundConsumer.__init__, threading.Event(), weakref.WeakSet()
 
-    def until_exit(source):
-        for item in source:
-            if ending.is_set():
-                return
-            yield item
+    class UntilExit:
+        """Not a generator, which would keep the workers of an epoch as long as its reader is kept."""
+
+        def __init__(self, source):
+            self.source = source
+
+        def __iter__(self):
+            for item in self.source:
+                if ending.is_set():
+                    return
+                yield item
 
     def init(self, queue, source, *args, **kwargs):
-        original(self, queue, until_exit(source), *args, **kwargs)
+        original(self, queue, UntilExit(source), *args, **kwargs)
         readers.add(self)
 
     def stop():

@@ -164,13 +164,14 @@ def architecture_rows(arch: str, clip: str, options: dict, repeats: int) -> list
     bench = Bench(arch, **options)
     bench.set_classes(TESTED)  # first: how many regions a photo has hangs on the weights
     bench.compare_predictions()
+    regions = bench.regions
     runs = {
         "ours": lambda: bench.predict("ours"),
         "ours, bf16": lambda: bench.predict("ours", bf16=True),
         "plain": lambda: bench.predict("plain"),
     }
     rows = timed(f"{arch}, {clip}: three tasks on a photo of {PHOTO[0]}x{PHOTO[1]}", runs, repeats)
-    rows = [row | {"note": f"CLIP reads {bench.regions} regions"} for row in rows]
+    rows = [row | {"note": f"CLIP reads {regions} regions"} for row in rows]
     bench.set_classes(TRAINED)
     bench.compare_training()
     step = f"{arch}, {clip}: training step, {BATCH} photos of {SIDE} px"

@@ -119,7 +119,7 @@ class ImageTextPretrainingTask(PromptedClasses, VocabularyTask):
         """
         model = super().build_model(cfg, from_checkpoint)
         for option, side in (("--patch-image-size", self.cfg.patch_image_size), ("--eval-image-size", self.cfg.eval_image_size)):
-            if side < 0 or side % model.grid_stride:
+            if side < 0 or side % model.grid_stride or (side == 0 and option == "--patch-image-size"):
                 raise ValueError(f"{option} {side}: the model reads patches of {model.grid_stride} pixels; give a multiple of it")
         if self.cfg.pretrained and not from_checkpoint:
             from ofaseg.checkpoints import load_official  # checkpoints know tasks, so tasks import them late

@@ -93,13 +93,16 @@ def photos_behind(phrases: list[str]) -> tuple[list[str], list[str]]:
     """(phrases, photos) of `--maps PHRASE ... PHOTO ...`, which a command line gives as phrases alone.
 
     Raises:
-        ValueError: no photo stands behind the phrases.
+        ValueError: no photo stands behind the phrases, or no phrase before them.
     """
     first = len(phrases)
     while first and (_is_url(phrases[first - 1]) or Path(phrases[first - 1]).exists()):
         first -= 1
     if first == len(phrases):
-        raise ValueError("no photo given; name photos or folders first, or behind the phrases of --maps")
+        last = f" ({phrases[-1]!r} is no file)" if phrases else ""
+        raise ValueError(f"no photo given{last}; name photos or folders first, or behind the phrases of --maps")
+    if not first:
+        raise ValueError(f"--maps needs at least one phrase, {phrases[0]!r} is a file; name photos first, or behind the phrases")
     return phrases[:first], phrases[first:]
 
 

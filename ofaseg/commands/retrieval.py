@@ -125,6 +125,7 @@ def report_run(args, done: RetrievalRun, sizes: dict) -> None:
         print(f"  left out: {message}")
     if args.out:
         about = {"name": name, "checkpoint": str(args.checkpoint), "data": args.data, "split": args.split, "seconds": done.seconds}
+        about |= {name: getattr(args, name) for name in ("image_column", "caption_columns", "image_id_column") if getattr(args, name)}
         counts = {"images": done.images, "captions": done.captions, "bad_rows": done.bad_rows}
         report.write_json(Path(args.out) / "retrieval.json", about | done.scores | counts | sizes)
         report.write_text(Path(args.out) / "retrieval.md", table)

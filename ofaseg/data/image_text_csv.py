@@ -34,7 +34,7 @@ class CsvImageText(ImageTextSource):
     Args:
         path: the list; UTF-8, the first line names the columns.
         images: folder of the image files.
-        columns: names that the list uses instead of image, caption and image_id.
+        columns: names that the list uses instead of image, caption and image_id; ids under a name of their own may be texts.
 
     Raises:
         ShardError: the list cannot be read, lacks a column, or none of its images is there.
@@ -47,6 +47,7 @@ class CsvImageText(ImageTextSource):
         self._names = {"image": columns.image or "image", "caption": (*columns.captions, "caption")[0]}
         self._names |= {"image_id": columns.image_id or "image_id", "caption_id": "caption_id"}
         self._needed_names = {*NEEDED, *(["image_id"] if columns.image_id else [])}
+        self._texts_as_ids = bool(columns.image_id)
         self._file, self._pid = None, -1
         try:
             self._scan()
@@ -97,7 +98,7 @@ class CsvImageText(ImageTextSource):
         missing = [name for column, name in self._names.items() if column in self._needed_names and name not in there]
         if missing:
             wanted = " and ".join(name for column, name in self._names.items() if column in self._needed_names)
-            problem = f"the first line names {', '.join(there) or 'nothing'}; it must name {wanted}, or give its names with"
+            problem = f"the first line names {', '.join(there) or 'nothing'}, not {wanted}; say which are which with"
             raise ShardError.at(self.path, f"{problem} --image-column, --caption-columns, --image-id-column", column=missing[0])
         return {column: there.index(name) for column, name in self._names.items() if name in there}
 
@@ -111,7 +112,8 @@ class CsvImageText(ImageTextSource):
         try:
             image_id = _whole(fields[self._fields["image_id"]])
         except ValueError:
-            return name, hash((number, "row"))
+            text = fields[self._fields["image_id"]].strip()
+            return name, hash(text if self._texts_as_ids and text else (number, "row"))
         return name, max(image_id, _ABSENT) if image_id < 2**62 else hash(image_id)
 
     def _group(self, keys: np.ndarray, states: np.ndarray) -> None:
@@ -169,10 +171,13 @@ class CsvImageText(ImageTextSource):
             raise ShardError.at(self.path, "not UTF-8; write the list in UTF-8", row, self._names["caption"]) from error
         return text
 
-    def _number(self, fields: list[str], column: str, row: int) -> int:
+    def _number(self, fields: list[str], column: str, row: int) -> int | str:
+        """A whole number; of a named column of image ids a text will do."""
         try:
             return _whole(fields[self._fields[column]])
         except ValueError as error:
+            if column == "image_id" and self._texts_as_ids and fields[self._fields[column]].strip():
+                return fields[self._fields[column]].strip()
             problem = f"{fields[self._fields[column]]!r} is not a whole number; correct the row"
             raise ShardError.at(self.path, problem, row, self._names[column]) from error
 

@@ -51,10 +51,12 @@ class HfImageText(ImageTextSource):
         single = len(self.caption_columns) == 1 and _is_text(features[self.caption_columns[0]])
         self.id_column = _id_column(features, columns.image_id, self._where)
         self.apart = single and self.id_column is None
-        names = ("id", "caption_id") if single and self.id_column else ()
+        grouped = self.id_column is not None and (single or bool(columns.image_id))
+        chosen = (self.id_column, self.image_column, *self.caption_columns)
+        names = [name for name in ("id", "caption_id") if name not in chosen] if single and grouped else []
         self.caption_id_column = next((name for name in names if getattr(features.get(name), "dtype", "") in _ID_TYPES), None)
         self._open()
-        self._groups = self._group() if single and self.id_column else None
+        self._groups = self._group() if grouped else None
         self._length = len(self._texts) if self._groups is None else len(self._groups)
         if not self._length:
             raise ShardError.at(self._where, "the table has no row; save it again")
@@ -147,13 +149,16 @@ class HfImageText(ImageTextSource):
         return place(self._where, self._rows(i)[-1], self.image_column if column == "image" else column)
 
 
-_ID_TYPES = ("int32", "int64", "uint32", "uint64", "string", "large_string")
+_ID_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float64", "string", "large_string")
+"""Whole numbers stand as float64 in tables that had gaps."""
 
 
 def _group_key(image_id, numbers: dict) -> int:
-    if isinstance(image_id, str):
-        return numbers.setdefault(image_id, len(numbers))
-    return -1 if image_id is None else image_id
+    if image_id is None or image_id != image_id:  # no number
+        return -1
+    if isinstance(image_id, str) or image_id >= 2**62 or image_id != int(image_id):
+        return numbers.setdefault(image_id, 2**62 + len(numbers))  # above all numbers that stand for themselves
+    return int(image_id)
 
 
 def _id_column(features: dict, given: str, where: str) -> Optional[str]:
@@ -164,7 +169,11 @@ def _id_column(features: dict, given: str, where: str) -> Optional[str]:
     if not given:
         return None
     found = f"column {given!r} holds neither whole numbers nor texts" if given in features else f"no column {given!r}"
-    raise ShardError.at(where, f"{found}; it has {', '.join(features)}. Name another one with --image-id-column")
+    raise _unfit(features, found, "--image-id-column", where)
+
+
+def _unfit(features: dict, problem: str, option: str, where: str) -> ShardError:
+    return ShardError.at(where, f"{problem}; it has {', '.join(features)}. Name another one with {option}")
 
 
 def choose_columns(features: dict, columns: ImageTextColumns, where: str) -> tuple[str, tuple[str, ...]]:
@@ -176,20 +185,30 @@ def choose_columns(features: dict, columns: ImageTextColumns, where: str) -> tup
         ShardError: a given column is not there, or the choice is not clear; the message lists the columns.
     """
     there = ", ".join(features)
-    for name in (*([columns.image] if columns.image else []), *columns.captions):
-        if name not in features:
-            raise ShardError.at(where, f"no column {name!r}; it has {there}. Name one of these")
+    _check_named(features, columns, where)
     image = columns.image or _first(IMAGE_NAMES, [name for name, feature in features.items() if _is_image(feature)])
     if image is None:
         raise ShardError.at(where, f"cannot tell which column holds the images; it has {there}. Name it with --image-column")
     if columns.captions:
-        return image, columns.captions
+        return image, tuple(dict.fromkeys(columns.captions))
     texts = [name for name, feature in features.items() if name != image and (_is_text(feature) or _is_texts(feature))]
     numbered = [name for name in texts if _NUMBERED.fullmatch(name.lower())]
     found = _first(CAPTION_NAMES, texts, only_named=True)
     if found is None and not numbered:
         raise ShardError.at(where, f"cannot tell which column holds the captions; it has {there}. Name it with --caption-columns")
     return image, (found,) if found else tuple(numbered)
+
+
+def _check_named(features: dict, columns: ImageTextColumns, where: str) -> None:
+    """Raises ShardError for a named column of photos or captions that is not there, or cannot hold them."""
+    for name in (*([columns.image] if columns.image else []), *columns.captions):
+        if name not in features:
+            raise ShardError.at(where, f"no column {name!r}; it has {', '.join(features)}. Name one of these")
+    if columns.image and not (_is_image(features[columns.image]) or _is_text(features[columns.image])):
+        raise _unfit(features, f"column {columns.image!r} holds no images", "--image-column", where)
+    for name in columns.captions:
+        if name == columns.image or not (_is_text(features[name]) or _is_texts(features[name])):
+            raise _unfit(features, f"column {name!r} holds no captions", "--caption-columns", where)
 
 
 def _first(wanted: Sequence[str], names: list[str], only_named: bool = False) -> Optional[str]:

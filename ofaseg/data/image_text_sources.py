@@ -100,12 +100,14 @@ def open_image_text(spec: str, split: str, columns: ImageTextColumns = USUAL_COL
         columns: of lists, Parquet files and saved datasets with other names than usual; shards have theirs.
 
     Raises:
-        ShardError: nothing usable lies there; the message says what is accepted.
+        ShardError: nothing usable lies there (the message says what is accepted), or columns are named and all places are shards.
     """
     places = [spec] if os.path.exists(spec) else [place.strip() for place in spec.split(",") if place.strip()]
     if not places:
         raise ShardError(f"no image-text data named; give {ACCEPTED}")
     sources = [_open_place(place, split, columns) for place in places]
+    if columns != USUAL_COLUMNS and all(isinstance(source, ShardImageText) for source in sources):
+        raise ShardError.at(spec, "shards have the columns image, captions and id, others cannot be named; leave the options out")
     return sources[0] if len(sources) == 1 else JoinedImageText(sources)
 
 

@@ -96,8 +96,9 @@ class SimSeg(DualEncoder, BaseFairseqModel):
         Raises:
             ValueError: an unknown tower, texts longer than the text tower reads, or a tokenizer with more entries than it has words.
         """
-        if 0 < cfg.vocab_size < len(task.text_tokenizer):
-            raise ValueError(f"--vocab-size {cfg.vocab_size}: the tokenizer has {len(task.text_tokenizer)} entries; give as many or none")
+        entries = len(task.text_tokenizer)
+        if 0 < cfg.vocab_size < entries:
+            raise ValueError(f"--vocab-size {cfg.vocab_size}: the tokenizer has {entries} entries; give at least as many, or 0")
         model = cls(cfg, cfg.vocab_size or len(task.text_tokenizer), task.class_prompts, task.text_tokenizer.pad)
         if task.cfg.text_length > model.text_encoder.max_length:
             longest = model.text_encoder.max_length

@@ -93,9 +93,11 @@ def test_photos_may_stand_behind_the_phrases(checkpoint, photo, tmp_path, capsys
     with np.load(tmp_path / "out" / "photo_maps.npz") as stored:
         assert stored["phrases"].tolist() == list(PHRASES)
     assert photos_behind(["a", "http://x.org/b.jpg", str(photo)]) == (["a"], ["http://x.org/b.jpg", str(photo)])
-    for arguments in (["--maps", *PHRASES], []):
+    refused = {"no photo given ('grass' is no file)": ["--maps", *PHRASES], "no photo given;": []}
+    refused[f"--maps needs at least one phrase, '{photo}' is a file"] = ["--maps", str(photo)]
+    for message, arguments in refused.items():
         assert main(["predict", *common, *arguments]) == 2
-        assert "no photo given" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def test_columns_by_name(checkpoint, tmp_path, capsys, monkeypatch):
     _, found = retrieval(checkpoint, tmp_path / "x.parquet", tmp_path / "a", *columns, "--image-id-column", "photo")
     assert_scores(found, naive_scores(checkpoint, pairs))
     assert "note" not in capsys.readouterr().err
+    assert [found[name] for name in ("image_column", "caption_columns", "image_id_column")] == ["pixels", "title", "photo"]
     _, found = retrieval(checkpoint, tmp_path / "x.parquet", tmp_path / "b", *columns)
     assert found["images"] == len(rows)
     assert "note: no column says which rows are of one photo" in capsys.readouterr().err

@@ -236,13 +236,13 @@ NAMED = ImageTextColumns("filepath", ("title",), "photo")
 def test_columns_may_have_other_names(tmp_path, write):
     import datasets
 
-    rows = [(image_id, text, "not a caption") for image_id, _, text in caption_rows()]
+    rows = [(image_id, text, "not a caption") for image_id, _, text in caption_rows()]  # ids are texts below
     write_images(tmp_path / "photos")
     if write == "list":
         columns = ("photo", "filepath", "caption", "title")
-        spec = write_csv(tmp_path / "list.csv", [(i, f"{i}.png", other, text) for i, text, other in rows], columns)
+        spec = write_csv(tmp_path / "list.csv", [(f"n{i}", f"{i}.png", other, text) for i, text, other in rows], columns)
         spec = f"{spec}:{tmp_path / 'photos'}"
-    else:  # the ids are texts, and another column of bytes is not the photo
+    else:  # another column of bytes is not the photo
         table = pa.table({"photo": [f"n{i}" for i, _, _ in rows], "filepath": [photo(i) for i, _, _ in rows], "image": [b""] * len(rows)}
                          | {"title": [text for _, text, _ in rows], "caption": [other for _, _, other in rows]})  # fmt: skip
         spec = tmp_path / "x"
@@ -252,6 +252,7 @@ def test_columns_may_have_other_names(tmp_path, write):
         spec = f"{spec}.parquet" if write == "table" else spec
     source = open_image_text(str(spec), "train", NAMED)
     assert [(source[i]["image"], source[i]["captions"]) for i in range(len(source))] == EXPECTED and not source.apart
+    assert [source[i]["image_id"] for i in range(3)] == ["n4", "n9", "n2"]
     with pytest.raises(ShardError, match="title2"):
         open_image_text(str(spec), "train", ImageTextColumns("filepath", ("title2",), "photo"))
     with pytest.raises(ShardError, match="number"):
@@ -264,10 +265,57 @@ def test_one_caption_column_in_a_list(tmp_path):
         open_image_text(str(tmp_path / "cc"), "train", ImageTextColumns(captions=("caption", "image")))
 
 
-def test_an_id_column_of_other_values_is_refused(tmp_path):
-    pq.write_table(pa.table({"image": [b"x"], "caption": ["a"], "score": [0.5]}), tmp_path / "x.parquet")
-    with pytest.raises(ShardError, match="column 'score' holds neither whole numbers nor texts; it has image, caption, score"):
-        open_image_text(str(tmp_path / "x.parquet"), "train", ImageTextColumns(image_id="score"))
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        (
+            ImageTextColumns(image_id="scores"),
+            "column 'scores' holds neither whole numbers nor texts; it has image, caption, scores",
+        ),
+        (ImageTextColumns(image="number"), "column 'number' holds no images; it has .* Name another one with --image-column"),
+        (ImageTextColumns(captions=("number",)), "column 'number' holds no captions; .* Name another one with --caption-columns"),
+        (ImageTextColumns("caption", ("caption",)), "column 'caption' holds no captions"),
+    ],
+)
+def test_a_column_of_other_values_is_refused(tmp_path, columns, message):
+    table = pa.table({"image": [b"x"], "caption": ["a"], "scores": [[0.5]], "number": [1]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ShardError, match=message):
+        open_image_text(str(tmp_path / "x.parquet"), "train", columns)
+
+
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("name", ["id", "caption_id", "key"])
+@pytest.mark.parametrize("kind", [pa.int16(), pa.float64(), pa.uint64(), pa.string()])
+def test_any_column_may_hold_the_ids(tmp_path, save, name, kind):
+    """Also of a name that ids of captions have, and in every type; a missing one leaves the row out."""
+    import datasets
+
+    first = 2**63 + 5 if kind == pa.uint64() else 7
+    ids = pa.array([first, 3, first, None], type=None if kind == pa.string() else kind)
+    table = pa.table({"image": [b"x", b"y", b"z", b"w"], "caption": ["a", "b", "c", "d"], name: ids.cast(kind)})
+    if save:
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "x"))
+    else:
+        pq.write_table(table, tmp_path / "x.parquet")
+    source = open_image_text(str(tmp_path / ("x" if save else "x.parquet")), "train", ImageTextColumns(image_id=name))
+    assert [(source[i]["image"], source[i]["captions"]) for i in range(len(source))] == [(b"z", ("a", "c")), (b"y", ("b",))]
+
+
+def test_several_caption_columns_with_ids(tmp_path):
+    table = pa.table({"image": [b"x", b"y", b"z"], "one": ["a", "b", "c"], "two": ["d", "e", "f"], "key": ["k", "l", "k"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    columns = ImageTextColumns(captions=("one", "two", "one"), image_id="key")
+    source = open_image_text(str(tmp_path / "x.parquet"), "train", columns)
+    assert [source[i]["captions"] for i in range(len(source))] == [("a", "d", "c", "f"), ("b", "e")]
+
+
+def test_columns_of_shards_cannot_be_named(tmp_path):
+    spec = str(write_shards(tmp_path / "shards"))
+    with pytest.raises(ShardError, match="shards have the columns image, captions and id, others cannot be named; leave the options out"):
+        open_image_text(spec, "train", NAMED)
+    write_anno(tmp_path / "cc")
+    assert len(open_image_text(f"{spec},{tmp_path / 'cc'}", "train", ImageTextColumns(captions=("caption",)))) == 6
 
 
 def test_rows_that_nothing_brings_together_are_told_apart(tmp_path):
@@ -299,7 +347,7 @@ def test_other_lists_are_refused(tmp_path):
     (tmp_path / "returns.csv").write_bytes(b"image,caption\r4.png,one\r")
     with pytest.raises(ShardError, match="end its lines with a line feed"):
         CsvImageText(tmp_path / "returns.csv", tmp_path)
-    with pytest.raises(ShardError, match="names url, text; it must name image and caption, or give its names with --image-col"):
+    with pytest.raises(ShardError, match="names url, text, not image and caption; say which are which with --image-col"):
         CsvImageText(write_csv(tmp_path / "a.csv", [["x", "y"]], ("url", "text")), tmp_path)
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ShardError, match="the first line names nothing"):

@@ -106,11 +106,11 @@ def test_a_tokenizer_with_more_words_than_the_tower_is_named(tmp_path):
         pair_jobs.SimSeg.build_model(pair_jobs.architecture_config("simseg_nano", vocab_size=5), task)
 
 
-@pytest.mark.parametrize("option", ["--patch-image-size", "--eval-image-size"])
-def test_sides_of_no_whole_patches_are_named(tmp_path, option):
+@pytest.mark.parametrize("option, side", [("--patch-image-size", 36), ("--patch-image-size", 0), ("--eval-image-size", 36)])
+def test_sides_of_no_whole_patches_are_named(tmp_path, option, side):
     task = pair_jobs.make_task(tmp_path)
-    setattr(task.cfg, option[2:].replace("-", "_"), 36)
-    with pytest.raises(ValueError, match=f"{option} 36: the model reads patches of 8 pixels"):
+    setattr(task.cfg, option[2:].replace("-", "_"), side)
+    with pytest.raises(ValueError, match=f"{option} {side}: the model reads patches of 8 pixels"):
         task.build_model(pair_jobs.architecture_config("simseg_nano", _name="simseg_nano"))
 
 

@@ -17,7 +17,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 def relu_dropout(x: Tensor, rate: float) -> Tensor:
-    """`dropout` of ``x.relu()``, with the same random numbers; only the result is kept for the backward pass."""
+    """`dropout` of ``x.relu()``, x finite, with the same random numbers; only the result is kept for the backward pass."""
     return _ReluDropout.apply(x, rate) if _is_quicker(x, rate) else dropout(x.relu(), rate)
 
 
