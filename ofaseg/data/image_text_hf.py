@@ -154,7 +154,8 @@ _ID_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "ui
 
 
 def _group_key(image_id, numbers: dict) -> int:
-    if image_id is None or image_id != image_id:  # no number
+    """What rows of one photo share, a whole number; negative for rows that do not count: no id, nan, or a negative one."""
+    if image_id is None or (not isinstance(image_id, str) and not image_id >= 0):
         return -1
     if isinstance(image_id, str) or image_id >= 2**62 or image_id != int(image_id):
         return numbers.setdefault(image_id, 2**62 + len(numbers))  # above all numbers that stand for themselves
