@@ -5,6 +5,7 @@ whole number keeps that as `image_id`, as COCO's do, when all ids of the split a
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Iterable, Optional, Sequence
 
@@ -75,6 +76,7 @@ def export_split(reader: ShardReader, vocabulary: ClassVocabulary, out, split: s
     ids = [reader.read(i, columns=["id"])["id"] for i in range(len(reader))]
     numbers, written = image_numbers(ids), []
 
+    @cache  # a photo may be in both kinds of files
     def suffix(i: int) -> str:
         return photo_suffix if photo_suffix is not None else codec.suffix_of(reader.read(i, columns=["image"])["image"] or b"") or ".jpg"
 

@@ -46,7 +46,7 @@ class CsvImageText(ImageTextSource):
             raise ShardError.at(path, f"a list has one caption column; name one of {', '.join(columns.captions)} with --caption-columns")
         self._names = {"image": columns.image or "image", "caption": (*columns.captions, "caption")[0]}
         self._names |= {"image_id": columns.image_id or "image_id", "caption_id": "caption_id"}
-        self._needed_names = {*NEEDED, *(["image_id"] if columns.image_id else [])}
+        self._required = {*NEEDED, *(["image_id"] if columns.image_id else [])}
         self._texts_as_ids = bool(columns.image_id)
         self._file, self._pid = None, -1
         try:
@@ -67,7 +67,7 @@ class CsvImageText(ImageTextSource):
             rows = csv.reader(lines)
             header = next(rows, [])
             self._fields = self._columns(header)
-            self._needed, self._named = max(self._fields.values()) + 1, len(header)
+            self._least_fields, self._most_fields = max(self._fields.values()) + 1, len(header)
             offsets.append(lines.position)
             for fields in rows:
                 offsets.append(lines.position)
@@ -95,16 +95,16 @@ class CsvImageText(ImageTextSource):
 
     def _columns(self, header: list[str]) -> dict[str, int]:
         there = [name.strip() for name in header]
-        missing = [name for column, name in self._names.items() if column in self._needed_names and name not in there]
+        missing = [name for column, name in self._names.items() if column in self._required and name not in there]
         if missing:
-            wanted = " and ".join(name for column, name in self._names.items() if column in self._needed_names)
+            wanted = " and ".join(name for column, name in self._names.items() if column in self._required)
             problem = f"the first line names {', '.join(there) or 'nothing'}, not {wanted}; say which are which with"
             raise ShardError.at(self.path, f"{problem} --image-column, --caption-columns, --image-id-column", column=missing[0])
         return {column: there.index(name) for column, name in self._names.items() if name in there}
 
     def _key(self, fields: list[str], number: int) -> tuple[str, int]:
         """(image name, number that rows of one image share); a row that cannot be read is alone, and reading it says why."""
-        if len(fields) < self._needed or any(fields[self._named :]):
+        if len(fields) < self._least_fields or any(fields[self._most_fields :]):
             return "", hash((number, "row"))
         name = _tidy(fields[self._fields["image"]])
         if "image_id" not in self._fields:
@@ -141,10 +141,12 @@ class CsvImageText(ImageTextSource):
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
         text = os.pread(self._file.fileno(), end - start, start).decode("utf-8", "surrogateescape")
         fields = next(csv.reader(io.StringIO(text, newline="")), [])
-        if len(fields) < self._needed:
-            raise ShardError.at(self.path, f"the row has {len(fields)} fields, at least {self._needed} are needed; correct it", row)
-        if any(fields[self._named :]):
-            problem = f"the row has {len(fields)} fields, the first line names {self._named}; put captions with commas in quotation marks"
+        if len(fields) < self._least_fields:
+            raise ShardError.at(self.path, f"the row has {len(fields)} fields, at least {self._least_fields} are needed; correct it", row)
+        if any(fields[self._most_fields :]):
+            problem = (
+                f"the row has {len(fields)} fields, the first line names {self._most_fields}; put captions with commas in quotation marks"
+            )
             raise ShardError.at(self.path, problem, row)
         return fields
 
@@ -192,13 +194,10 @@ def _tidy(name: str) -> str:
 
 def _whole(text: str) -> int:
     """A whole number; 12.0 is one, as tables with gaps are written. Raises ValueError."""
-    try:
-        return int(text)
-    except ValueError:
-        number = float(text)
-        if not number.is_integer() or abs(number) > 2**53:
-            raise
-        return int(number)
+    number, _, decimals = text.strip().partition(".")
+    if decimals.strip("0"):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(number)
 
 
 class _Lines:
