@@ -19,6 +19,7 @@ setup(
         "torch>=2.6",
         "torchvision",
         "fairseq-fixed==0.12.3.1",
+        "numba>=0.60",
         "numpy",
         "pillow",
         "opencv-python>=4.8",

@@ -30,6 +30,7 @@ from ofaseg.losses import contrastive_loss
 from ofaseg.models.layers.subclass_fusion import RULES, padded_subclasses, subclass_maps
 from ofaseg.models.simseg import PIXEL_MEAN, PIXEL_STD, SimSeg, architecture_config
 from ofaseg.models.text_encoders.class_embeddings import padded
+from ofaseg.utils.precision import cast_weights_once
 from tools.benchmark_cases import drawn_photo
 from tools.benchmark_measure import matrix_rate, memory, reset_peak, seconds
 from tools.data_pack import data_pack
@@ -218,7 +219,8 @@ def evaluation_rows(arch: str, classes: int, count: int, repeats: int) -> list[d
         runs["plain"] = bench.plain
         differing = np.mean([np.mean(a != b) for a, b in zip(bench.ours(), bench.plain())])
         assert differing < 0.01, f"label maps differ in {100 * differing:.2f} % of the pixels"
-    found, rate = turns(runs, repeats)
+    with cast_weights_once():  # as over the thousands of photos of an evaluation
+        found, rate = turns(runs, repeats)
     work = f"{arch}, {classes} names, evaluation of a photo"
     calls = f"{bench.crf_calls / len(bench.photos):.1f} CRF calls a photo" if compiled else ""
     return [{"work": work, "path": name, "seconds": value / count, "rate": rate, "note": calls} for name, value in found.items()] + [

@@ -25,6 +25,7 @@ from ofaseg.commands import common
 from ofaseg.data.codec import PHOTO_SUFFIXES
 from ofaseg.data.mask_target_dataset import SEMANTIC
 from ofaseg.evaluation import pictures, report
+from ofaseg.utils.precision import cast_weights_once
 from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ def photos_behind(phrases: list[str]) -> tuple[list[str], list[str]]:
     return phrases[:first], phrases[first:]
 
 
+@cast_weights_once()
 def for_each(sources: list[str], args, work: Callable[[str, Path], str], done: str) -> int:
     """Calls `work` with every photo and the stem of its results, prints the line it returns, and gives the exit status.
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ofaseg.commands import common
 from ofaseg.commands.evaluate import default_name
 from ofaseg.evaluation import linear_probe, report
+from ofaseg.utils.precision import cast_weights_once
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ def _optimizer(name: str, lr: float, parameters: list) -> torch.optim.Optimizer:
     return LARS(parameters, lr) if name == "lars" else torch.optim.SGD(parameters, lr, momentum=0.9)
 
 
+@cast_weights_once()
 def encode(model, task, images: _Images, args, device, bad_rows: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """(features (N, D) float32, labels (N,)) on `device`; messages of images left out are added to `bad_rows`.
 

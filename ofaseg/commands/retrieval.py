@@ -19,6 +19,7 @@ from ofaseg.evaluation import report
 from ofaseg.evaluation.evaluator import gather_texts, rank_indices, spread, sum_over_ranks
 from ofaseg.evaluation.retrieval_evaluator import RetrievalEvaluator
 from ofaseg.utils.arguments import add_image_text_columns, at_least
+from ofaseg.utils.precision import cast_weights_once
 
 PUBLISHED_SIZES = (324, 288)
 """SimSeg's square resize and middle crop, pixels."""
@@ -85,6 +86,7 @@ def retrieve(args, device, rank: int) -> int:
     return 1 if args.strict and done.bad_rows else 0
 
 
+@cast_weights_once()
 def encode_and_rank(model, task, dataset, args, device, rank: int) -> RetrievalRun:
     """Embeds this rank's photos with all their captions and ranks those of all ranks. Raises ValueError without a usable row."""
     from ofaseg.models.text_encoders.by_length import encode_by_length

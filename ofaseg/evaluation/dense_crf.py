@@ -6,9 +6,10 @@ Potts compatibility, on the CPU or a GPU and for all masks of an image together:
     Q_0 = softmax(-U),    Q_t = softmax(-U + sum_k w_k D_k^-1/2 K_k D_k^-1/2 Q_(t-1)),    D_k = K_k 1
 
 with a spatial kernel on (x, y) and a bilateral one on (x, y, r, g, b), both on the permutohedral lattice, pixels with
-themselves included.
+themselves included. On a CPU numba's compiled loops filter (`compiled_lattice`), elsewhere tensor operations (`permutohedral`).
 """
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Optional
@@ -19,12 +20,10 @@ from torch import Tensor
 
 from ofaseg.evaluation.permutohedral import Lattice
 
+logger = logging.getLogger(__name__)
+
 PROBABILITY_FLOOR = 1e-8
 """Added to probabilities before the logarithm."""
-
-INTERLEAVED = 16
-"""Image parts whose pixels take turns in memory. Neighbours share their lattice corners, and a sum waits for the one before it
-(on a GPU: for the other threads of its warp) when both go to the same place."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,16 @@ class PairwiseKernels:
             raise ValueError(f"image {tuple(image.shape)} {image.dtype}: the dense CRF needs (H, W, 3) uint8")
         self.params = params = params or DenseCRFParams()
         self.size = height, width = tuple(image.shape[:2])
-        self.order, self.place, positions = _pixel_order(height, width, image.device)
+        lattice = lattice_for(image.device)
+        self.order, self.place, positions = _pixel_order(height, width, lattice.interleaved, image.device)
         self._weighted = []
         if params.gaussian_compat:
-            self._weighted.append((_spatial_lattice(height, width, params.gaussian_sxy, image.device), params.gaussian_compat))
+            self._weighted.append((_spatial_lattice(lattice, height, width, params.gaussian_sxy, image.device), params.gaussian_compat))
         if params.bilateral_compat:
             features = torch.empty(5, height * width, device=image.device)
             torch.div(positions, params.bilateral_sxy, out=features[:2])
             torch.div(image.flatten(0, 1).index_select(0, self.order).T, params.bilateral_srgb, out=features[2:])
-            self._weighted.append((_normalised(features), params.bilateral_compat))
+            self._weighted.append((_normalised(lattice(features)), params.bilateral_compat))
 
     def message(self, values: Tensor) -> Tensor:
         """sum_k w_k D_k^-1/2 K_k D_k^-1/2 applied to each of (C, H*W) channels of pixels in `order`."""
@@ -89,30 +89,46 @@ class PairwiseKernels:
         return total
 
 
+@lru_cache(maxsize=1)
+def compiled_lattice() -> Optional[type]:
+    """The lattice for CPUs, or None, with a warning, where numba is not installed."""
+    try:
+        from ofaseg.evaluation.compiled_lattice import CompiledLattice
+    except ImportError as error:
+        logger.warning("numba cannot be imported (%s): the dense CRF takes three times as long", error)
+        return None
+    return CompiledLattice
+
+
+def lattice_for(device: torch.device) -> type:
+    """The quickest class of lattices for a device."""
+    return (compiled_lattice() if device.type == "cpu" else None) or Lattice
+
+
 @lru_cache(maxsize=4)
-def _pixel_order(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The order in which pixels are kept: one of every part, the next of every part, ...
+def _pixel_order(height: int, width: int, interleaved: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The order in which pixels are kept: one of each of the `interleaved` parts, the next of each, ...
 
     Returns:
         (H*W,) pixel numbers in order, (H*W,) the place of every pixel in it, and (2, H*W) float32 x and y in order.
     """
     pixels = height * width
-    order = torch.arange(-(-pixels // INTERLEAVED) * INTERLEAVED, device=device).view(INTERLEAVED, -1).T.flatten()
+    order = torch.arange(-(-pixels // interleaved) * interleaved, device=device).view(interleaved, -1).T.flatten()
     order = order[order < pixels]
     place = torch.empty_like(order).scatter_(0, order, torch.arange(pixels, device=device))
     return order, place, torch.stack([order % width, order // width]).float()
 
 
-def _normalised(features: Tensor) -> Lattice:
-    lattice = Lattice(features)
-    lattice.scale_symmetrically((lattice.filter(torch.ones_like(features[:1]))[0] + 1e-20).rsqrt())
+def _normalised(lattice):
+    """The lattice, its filter from now on D^-1/2 K D^-1/2."""
+    lattice.scale_symmetrically((lattice.filter(torch.ones_like(lattice.weights[:1]))[0] + 1e-20).rsqrt())
     return lattice
 
 
 @lru_cache(maxsize=4)
-def _spatial_lattice(height: int, width: int, deviation: float, device: torch.device) -> Lattice:
+def _spatial_lattice(lattice: type, height: int, width: int, deviation: float, device: torch.device):
     """The normalised spatial kernel knows the size of an image alone; evaluation at one size builds it once."""
-    return _normalised(_pixel_order(height, width, device)[2] / deviation)
+    return _normalised(lattice(_pixel_order(height, width, lattice.interleaved, device)[2] / deviation))
 
 
 @torch.no_grad()
@@ -136,12 +152,12 @@ def dense_crf(
     if probs.dim() not in (3, 4):
         raise ValueError(f"probs {tuple(probs.shape)}: need (K, H, W) or (M, K, H, W)")
     kernels = _kernels_for(image, probs, params, kernels)
-    log_probs = (probs.float().flatten(-2)[..., kernels.order] + PROBABILITY_FLOOR).log()  # (..., K, N)
+    log_probs = (probs.float().flatten(-2).index_select(-1, kernels.order) + PROBABILITY_FLOOR).log()  # (..., K, N)
     marginals = log_probs.softmax(-2)
     for _ in range(kernels.params.iterations):
         message = kernels.message(marginals.reshape(-1, marginals.shape[-1])).view_as(log_probs)
         marginals = message.add_(log_probs).softmax(-2)
-    return marginals[..., kernels.place].view(probs.shape)
+    return marginals.index_select(-1, kernels.place).view(probs.shape)
 
 
 @torch.no_grad()
@@ -174,12 +190,12 @@ def binary_crf(
 
 def _log_odds(kernels: PairwiseKernels, foreground_probs: Tensor) -> Tensor:
     """(M, H, W) log(Q_1 / Q_0) after the last iteration."""
-    probs = foreground_probs.float().flatten(1)[:, kernels.order]
+    probs = foreground_probs.float().flatten(1).index_select(1, kernels.order)
     start = (probs + PROBABILITY_FLOOR).log() - (1 - probs + PROBABILITY_FLOOR).log()
     odds = start
     for _ in range(kernels.params.iterations):
         odds = kernels.message(odds.sigmoid().mul_(2).sub_(1)).add_(start)  # 2 Q_1 - 1 = Q_1 - Q_0
-    return odds[:, kernels.place].view(foreground_probs.shape)
+    return odds.index_select(1, kernels.place).view(foreground_probs.shape)
 
 
 def _kernels_for(image, probs: Tensor, params: Optional[DenseCRFParams], kernels: Optional[PairwiseKernels]) -> PairwiseKernels:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ofaseg.evaluation.semantic import best_constant_prediction, bin_counts, image_miou, matrix_from_bins, semantic_scores
 from ofaseg.structures import SegmentationOutput
+from ofaseg.utils.precision import cast_weights_once
 from ofaseg.vocabulary import ClassVocabulary
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ class EvaluationRun:
     seconds: float = 0.0
 
 
+@cast_weights_once()
 def evaluate_batches(
     batches: Iterable[dict],
     predict: Callable[[dict], list[SegmentationOutput]],
@@ -121,7 +123,7 @@ def evaluate_batches(
     """Runs `predict` over this rank's batches and finishes the evaluator over all ranks.
 
     Rows that the data set could not read (messages under ``bad_rows`` of a batch) are logged, counted and left out; they
-    never cost the others.
+    never cost the others. The model's weights must stay as they are: those cast for mixed precision are kept.
 
     Args:
         batches: collated batches of this rank.

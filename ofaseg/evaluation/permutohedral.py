@@ -36,10 +36,13 @@ class Lattice:
         ValueError: positions too far apart for a key of 64 bits, or not finite.
     """
 
+    interleaved = 16
+    """Image parts whose pixels should take turns among the points. Neighbours share their corners, and a sum waits for the one
+    before it (on a GPU: for the other threads of its warp) when both go to the same place."""
+
     @torch.no_grad()
     def __init__(self, features: Tensor):
-        if features.dim() != 2 or not features.shape[1]:
-            raise ValueError(f"features {tuple(features.shape)}: need (d, N) with at least one point")
+        check_features(features)
         elevated = _elevate(features.float())
         corner, rank = _enclosing_simplex(elevated)
         self.weights = _barycentric(elevated, corner)
@@ -90,17 +93,42 @@ class Lattice:
         self.weights = self.weights * factors
 
 
+def check_features(features: Tensor) -> None:
+    """Raises ValueError unless there are (d, N) positions of at least one point."""
+    if features.dim() != 2 or not features.shape[1]:
+        raise ValueError(f"features {tuple(features.shape)}: need (d, N) with at least one point")
+
+
+def elevation(d: int) -> list[float]:
+    """(d,) factors of the coordinates, so that the blur has unit deviation (page 5 of the paper)."""
+    return [math.sqrt(2 / 3) * (d + 1) / math.sqrt(j * (j + 1)) for j in range(1, d + 1)]
+
+
+def key_bits(d: int) -> int:
+    """Bits of a key for each of the first d coordinates."""
+    return 63 // d
+
+
+def key_limit(d: int) -> int:
+    """Lattice cells from the origin within which all corners and their neighbours have keys."""
+    return 2 ** (key_bits(d) - 1) - 2 * (d + 1)
+
+
+def too_far(limit: int) -> ValueError:
+    """The error for points at `limit` or beyond."""
+    return ValueError(f"points lie {limit} lattice cells or more from the origin: use finite features and larger standard deviations")
+
+
 def _elevate(features: Tensor) -> Tensor:
     """(d, N) positions -> (d + 1, N) on the plane whose coordinates sum to 0, scaled so that the blur has unit deviation.
 
     Page 5 of the paper. The order of the sums is that of the original code, so that points fall into the same simplices.
     """
     d = len(features)
-    deviation = math.sqrt(2 / 3) * (d + 1)
     elevated = features.new_empty(d + 1, features.shape[1])
     total = torch.zeros_like(features[0])
-    for j in range(d, 0, -1):
-        scaled = features[j - 1] * (deviation / math.sqrt(j * (j + 1)))
+    for j, factor in zip(range(d, 0, -1), reversed(elevation(d))):
+        scaled = features[j - 1] * factor
         torch.sub(total, scaled, alpha=j, out=elevated[j])
         total += scaled
     elevated[0] = total
@@ -150,7 +178,7 @@ def _barycentric(elevated: Tensor, corner: Tensor) -> Tensor:
 
 def _strides(d: int, device) -> Tensor:
     """(d + 1,) what one step along each coordinate adds to a key; the last coordinate follows from the others."""
-    return torch.tensor([2 ** (63 // d * i) for i in range(d)] + [0], device=device)
+    return torch.tensor([2 ** (key_bits(d) * i) for i in range(d)] + [0], device=device)
 
 
 def _simplex_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,16 +189,11 @@ def _simplex_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     d, points = len(corner) - 1, corner.shape[1]
     strides = _strides(d, corner.device)
     address = corner[:d] - rank[:d]
-    limit = 2 ** (63 // d - 1) - 2 * (d + 1)
-    farthest = float(torch.stack(address.aminmax()).abs().max())
-    if not farthest < limit:
-        raise ValueError(
-            f"points lie up to {farthest:.3g} lattice cells from the origin, at most {limit} are possible: "
-            "use finite features and larger standard deviations"
-        )
+    if not float(torch.stack(address.aminmax()).abs().max()) < key_limit(d):
+        raise too_far(key_limit(d))
     key = torch.zeros(points, dtype=torch.long, device=corner.device)
-    for part, bits in zip(address, range(0, 64, 63 // d)):
-        key += part.long() << bits
+    for part, shift in zip(address, range(0, 64, key_bits(d))):
+        key += part.long() << shift
     table = KeyTable(key)
     any_point = torch.empty_like(table.unique).scatter_(0, table.number, torch.arange(points, device=key.device))
     rank = rank.to(torch.int8).gather(1, any_point.expand(d + 1, -1)).long()  # bytes: the random reads stay in the cache

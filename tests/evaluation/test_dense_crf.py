@@ -1,4 +1,4 @@
-"""The dense CRF against sums over all pairs of pixels, against its own general path, and against the compiled package.
+"""The dense CRF against sums over all pairs of pixels, against its own general path, and against the compiled package pydensecrf.
 
 `data/pydensecrf_labels.npz` holds label maps (bit-packed, see `unpack`) that pydensecrf 1.0rc3 made of the cases below.
 Where that package is installed, ``python -m tests.evaluation.test_dense_crf`` writes the file anew.
@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ofaseg.evaluation import dense_crf as dense_crf_module
 from ofaseg.evaluation.dense_crf import DenseCRFParams, PairwiseKernels, binary_crf, dense_crf, pydensecrf_binary
 from ofaseg.evaluation.postprocess import PostProcess
 from ofaseg.evaluation.zero_shot_settings import load_settings
@@ -20,6 +21,33 @@ from ofaseg.evaluation.zero_shot_settings import load_settings
 REFERENCES = Path(__file__).parent / "data" / "pydensecrf_labels.npz"
 SCRIBBLE_PARAMS = DenseCRFParams(bilateral_sxy=80, iterations=5)
 """The published example's parameters for images 1 to 3."""
+
+
+@pytest.fixture(params=["loops", "tensors"], autouse=True)
+def lattice(request, monkeypatch):
+    """Every test runs with the compiled loops of a CPU, and with the tensor operations that a GPU uses."""
+    if request.param == "tensors":
+        monkeypatch.setattr(dense_crf_module, "compiled_lattice", lambda: None)
+    return request.param
+
+
+def test_the_lattice_of_a_device(lattice):
+    expected = {"loops": "CompiledLattice", "tensors": "Lattice"}[lattice]
+    assert dense_crf_module.lattice_for(torch.device("cpu")).__name__ == expected
+    assert dense_crf_module.lattice_for(torch.device("cuda")).__name__ == "Lattice"
+
+
+def test_numba_absent(monkeypatch, caplog, lattice):
+    if lattice == "tensors":
+        pytest.skip("nothing is imported")
+    monkeypatch.setitem(sys.modules, "ofaseg.evaluation.compiled_lattice", None)
+    dense_crf_module.compiled_lattice.cache_clear()
+    try:
+        masks = [binary_crf(drawn_image(30, 40), torch.full((1, 30, 40), 0.9)) for _ in range(2)]
+        assert all(mask.all() for mask in masks)
+        assert caplog.text.count("numba cannot be imported") == 1  # once
+    finally:
+        dense_crf_module.compiled_lattice.cache_clear()
 
 
 def drawn_image(height, width, seed=0):

@@ -1,13 +1,17 @@
 """The lattice against a loop over points with dictionaries, and against sums over all pairs of points."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from ofaseg.evaluation import permutohedral
+from ofaseg.evaluation import compiled_lattice, permutohedral
+from ofaseg.evaluation.compiled_lattice import CompiledLattice
 from ofaseg.evaluation.permutohedral import KeyTable, Lattice
+
+both_lattices = pytest.mark.parametrize("make", [Lattice, CompiledLattice])
 
 
 def naive_filter(features, values):
@@ -48,35 +52,38 @@ def naive_filter(features, values):
     return np.array(result) / (1 + 2.0**-d), len(cells)
 
 
+@both_lattices
 @pytest.mark.parametrize("d, points, spread", [(1, 40, 3.0), (2, 150, 2.0), (3, 80, 1.0), (5, 120, 1.5)])
-def test_equals_the_loop_over_points(d, points, spread):
+def test_equals_the_loop_over_points(make, d, points, spread):
     rng = np.random.default_rng(d)
     features = (rng.standard_normal((points, d)) * spread).astype(np.float32)
     values = rng.standard_normal((points, 3)).astype(np.float32)
     expected, vertices = naive_filter(features, values)
-    lattice = Lattice(torch.from_numpy(features.T.copy()))
+    lattice = make(torch.from_numpy(features.T.copy()))
     found = lattice.filter(torch.from_numpy(values.T.copy()))
     assert lattice.num_vertices == vertices
     np.testing.assert_allclose(found.T.numpy(), expected, atol=2e-5)
     torch.testing.assert_close(lattice.weights.sum(0), torch.ones(points))
 
 
+@both_lattices
 @pytest.mark.parametrize("deviation", [3.0, 5.0])
-def test_approaches_the_sum_over_all_pairs(deviation):
+def test_approaches_the_sum_over_all_pairs(make, deviation):
     """On a grid, means under the lattice's kernel are those under the Gaussian; the paper's kernel is a little too narrow."""
     ys, xs = torch.meshgrid(torch.arange(24.0), torch.arange(31.0), indexing="ij")
     features = torch.stack([xs, ys]).flatten(1) / deviation
     values = torch.stack([torch.sin(xs / 7) * torch.cos(ys / 5), (xs > 11).float()]).flatten(1)
     kernel = torch.exp(-0.5 * torch.cdist(features.T, features.T).square())
-    lattice = Lattice(features)
+    lattice = make(features)
     means = lattice.filter(values) / lattice.filter(torch.ones_like(values[:1]))
     assert (means - values @ kernel / kernel.sum(1)).abs().max() < 0.05
     assert (values - values @ kernel / kernel.sum(1)).abs().max() > 0.3  # the filter did something
 
 
-def test_the_filter_is_linear_and_works_channel_by_channel(monkeypatch):
+@both_lattices
+def test_the_filter_is_linear_and_works_channel_by_channel(make, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    lattice = Lattice(torch.randn(5, 90, generator=generator))
+    lattice = make(torch.randn(5, 90, generator=generator))
     matrix = lattice.filter(torch.eye(90))
     values = torch.randn(7, 90, generator=generator)
     torch.testing.assert_close(lattice.filter(values), values @ matrix, atol=1e-5, rtol=0)
@@ -88,20 +95,66 @@ def test_the_filter_is_linear_and_works_channel_by_channel(monkeypatch):
     torch.testing.assert_close(lattice.filter(torch.eye(90)), factors[:, None] * matrix * factors, atol=1e-6, rtol=0)
 
 
-def test_all_points_in_one_place():
-    lattice = Lattice(torch.zeros(5, 10))
+@both_lattices
+def test_all_points_in_one_place(make):
+    lattice = make(torch.zeros(5, 10))
     found = lattice.filter(torch.arange(10.0)[None])
     torch.testing.assert_close(found, found[:, :1].expand(1, 10))
     assert lattice.num_vertices == 6
 
 
-def test_points_that_no_key_can_hold():
+@both_lattices
+def test_points_that_no_key_can_hold(make):
     with pytest.raises(ValueError, match="larger standard deviations"):
-        Lattice(torch.tensor([[0.0, 1e6]] * 5))
+        make(torch.tensor([[0.0, 1e6]] * 5))
     with pytest.raises(ValueError, match="finite"):
-        Lattice(torch.tensor([[0.0, float("nan")]] * 5))
+        make(torch.tensor([[0.0, float("nan")]] * 5))
     with pytest.raises(ValueError, match="at least one point"):
-        Lattice(torch.zeros(2, 0))
+        make(torch.zeros(2, 0))
+    edge = permutohedral.key_limit(2) / 4  # within reach: lattice cells are about 2.4 times the features
+    assert make(torch.tensor([[0.0, edge], [edge, 0.0]])).num_vertices == 6
+
+
+def colour_features(height=90, width=110):
+    """(5, N): places and noisy colours as of a photo, enough of them for tables to grow several times and blocks to end anywhere."""
+    generator = torch.Generator().manual_seed(3)
+    ys, xs = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    colours = torch.stack([xs * 2, ys, xs + ys]) + 12 * torch.randn(3, height, width, generator=generator)
+    return torch.cat([torch.stack([xs, ys]) / 20, colours / 13]).flatten(1)
+
+
+def test_both_lattices_are_the_same():
+    features = colour_features()
+    tensors, loops = Lattice(features), CompiledLattice(features)
+    assert loops.num_vertices == tensors.num_vertices > 4 * 2**compiled_lattice.FIRST_TABLE_BITS / 4
+    torch.testing.assert_close(loops.weights, tensors.weights, atol=1e-5, rtol=0)
+    for ids in (loops.vertex_ids, tensors.vertex_ids):  # points share corners in the same way, whatever their numbers
+        assert ids.min() == 0 and ids.max() == tensors.num_vertices - 1
+    pairs = torch.stack([loops.vertex_ids.flatten(), tensors.vertex_ids.flatten()]).unique(dim=1)
+    assert pairs.shape[1] == tensors.num_vertices
+    values = torch.rand(3, features.shape[1], generator=torch.Generator().manual_seed(4))
+    expected = tensors.filter(values)
+    torch.testing.assert_close(loops.filter(values), expected, atol=0, rtol=1e-5)
+    factors = expected[0].rsqrt()
+    tensors.scale_symmetrically(factors), loops.scale_symmetrically(factors)
+    torch.testing.assert_close(loops.filter(values), tensors.filter(values), atol=0, rtol=1e-4)
+
+
+def test_threads_filter_at_once():
+    lattice, values = CompiledLattice(colour_features()), torch.rand(4, 9900)
+    with ThreadPoolExecutor(4) as pool:
+        filtered = list(pool.map(lambda channel: lattice.filter(channel[None])[0], values))
+    assert torch.equal(torch.stack(filtered), lattice.filter(values))
+
+
+def test_without_a_folder_for_compiled_code(monkeypatch):
+    def no_folder(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(compiled_lattice, "njit", no_folder)
+    assert compiled_lattice._compiled(len)([1, 2]) == 2
 
 
 @pytest.mark.parametrize("repeats", [1, 4, 1000])

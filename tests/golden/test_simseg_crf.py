@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ofaseg.evaluation import dense_crf
 from ofaseg.evaluation.dense_crf import PairwiseKernels, binary_crf
 from tests.golden.golden_weights import load_golden
 
@@ -26,7 +27,10 @@ def calls(golden_file):
     return [tuple(arrays[f"seg/crf_{n}_{part}"] for part in ("image", "probability", "mask")) for n in numbers]
 
 
-def test_masks_of_single_calls(calls):
+@pytest.mark.parametrize("lattice", ["loops", "tensors"])
+def test_masks_of_single_calls(calls, lattice, monkeypatch):
+    if lattice == "tensors":  # as on a GPU
+        monkeypatch.setattr(dense_crf, "compiled_lattice", lambda: None)
     for image, probability, mask in calls:
         found = binary_crf(image, torch.from_numpy(probability)[None])[0].numpy()
         assert (found == mask.astype(bool)).mean() >= AGREEMENT
