@@ -10,6 +10,7 @@ from numba import njit
 from torch import Tensor
 
 from ofaseg.evaluation.permutohedral import GOLDEN_RATIO, NO_KEY, check_features, elevation, key_bits, key_limit, too_far
+from ofaseg.utils.threads import one_core_each
 
 BLOCK = 256
 """Points whose coordinates are worked on at once: they stay in the nearest cache, and loops over them use the CPU's wide registers."""
@@ -58,10 +59,13 @@ class CompiledLattice:
 
     @torch.no_grad()
     def filter(self, values: Tensor) -> Tensor:
-        """(C, N) float32 values -> (C, N) filtered values; every channel by itself."""
+        """(C, N) float32 values -> (C, N) filtered values; every channel by itself, on as many cores as torch has threads."""
         result = torch.empty(values.shape)
-        for channel, filtered in zip(values.contiguous().numpy(), result.numpy()):
-            _filter(channel, self._weights, self._simplex_of_point, self._corners, self._neighbours, filtered)
+
+        def filter_one(channel) -> None:
+            _filter(channel[0], self._weights, self._simplex_of_point, self._corners, self._neighbours, channel[1])
+
+        one_core_each(filter_one, list(zip(values.contiguous().numpy(), result.numpy())), values.device)
         return result
 
     def scale_symmetrically(self, factors: Tensor) -> None:
