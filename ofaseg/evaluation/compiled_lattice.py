@@ -1,8 +1,11 @@
 """The lattice of `ofaseg.evaluation.permutohedral` in loops over points that numba compiles: for CPUs, several times as quick.
 
-Same simplices, same weights, same results up to the rounding of sums. numba brings its compiler in a wheel; what it makes is kept
-beside this file (or in the user's cache folder) for later runs. No loop holds Python's lock, so threads can filter at once.
+The same up to rounding (which, near a tie, chooses between simplices that touch). numba brings its compiler in a wheel; what it makes
+is kept beside this file (or in the user's cache folder) for later runs. It follows changes of this file, not of constants that are
+imported. No loop holds Python's lock, so threads can filter at once. Loops do not check indices: their callers check shapes.
 """
+
+import logging
 
 import numpy as np
 import torch
@@ -12,6 +15,8 @@ from torch import Tensor
 from ofaseg.evaluation.permutohedral import GOLDEN_RATIO, NO_KEY, check_features, elevation, key_bits, key_limit, too_far
 from ofaseg.utils.threads import one_core_each
 
+logger = logging.getLogger(__name__)
+
 BLOCK = 256
 """Points whose coordinates are worked on at once: they stay in the nearest cache, and loops over them use the CPU's wide registers."""
 
@@ -19,16 +24,27 @@ FIRST_TABLE_BITS = 12
 """The table of corners starts with 2**12 slots; it doubles whenever a quarter of them are taken."""
 
 
-def _compiled(function):
-    """`function` compiled on its first call; the result is kept on disk where a folder for it can be written."""
+def _options() -> dict:
+    """How functions are compiled: without Python's lock, and kept on disk where a folder for that can be written."""
+    options = {"nogil": True, "cache": True}
     try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no such folder: compiled anew in every process
-        return njit(nogil=True)(function)
+        njit(**options)(check_features)
+    except RuntimeError as error:
+        logger.warning("the dense CRF is compiled anew in every process; set NUMBA_CACHE_DIR to a folder that can be written (%s)", error)
+        options["cache"] = False
+    return options
+
+
+_compiled = njit(**_options())
+"""Decorates functions, which are compiled when they are first called."""
 
 
 class CompiledLattice:
-    """`permutohedral.Lattice` for points on the CPU: arguments, attributes, methods and errors as there."""
+    """`permutohedral.Lattice` for points on the CPU: arguments, attributes and methods as there; values of any type become float32.
+
+    Raises:
+        ValueError: positions too far apart for a key of 64 bits, or not finite.
+    """
 
     interleaved = 1
     """Neighbouring points may follow each other: their shared corners are in the nearest cache, and no sum of another waits."""
@@ -59,18 +75,26 @@ class CompiledLattice:
 
     @torch.no_grad()
     def filter(self, values: Tensor) -> Tensor:
-        """(C, N) float32 values -> (C, N) filtered values; every channel by itself, on as many cores as torch has threads."""
-        result = torch.empty(values.shape)
+        """(C, N) float32 values -> (C, N) filtered values; every channel by itself, on as many cores as torch has threads.
+
+        Raises:
+            ValueError: values are not one for each point and channel.
+        """
+        if values.dim() != 2 or values.shape[1] != len(self._weights):
+            raise ValueError(f"values {tuple(values.shape)}: need (C, N) for {len(self._weights)} points")
+        values = values.float().contiguous()
+        result = torch.empty_like(values)
 
         def filter_one(channel) -> None:
             _filter(channel[0], self._weights, self._simplex_of_point, self._corners, self._neighbours, channel[1])
 
-        one_core_each(filter_one, list(zip(values.contiguous().numpy(), result.numpy())), values.device)
+        one_core_each(filter_one, list(zip(values.numpy(), result.numpy())), values.device)
         return result
 
+    @torch.no_grad()
     def scale_symmetrically(self, factors: Tensor) -> None:
         """From now on the filter is ``diag(factors) K diag(factors)``, at no cost; factors (N,)."""
-        self._weights = self._weights * factors.numpy()[:, None]
+        self._weights = self._weights * factors.float().numpy()[:, None]
 
 
 @_compiled

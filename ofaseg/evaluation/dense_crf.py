@@ -92,11 +92,19 @@ class PairwiseKernels:
 
 @lru_cache(maxsize=1)
 def compiled_lattice() -> Optional[type]:
-    """The lattice for CPUs, or None, with a warning, where numba is not installed."""
+    """The lattice for CPUs, or None, with a warning, where numba is absent or does not work. All of it is compiled here, or read."""
+    logger.info("preparing the dense CRF; where it was never used, numba compiles it now (10 to 20 s)")
     try:
         from ofaseg.evaluation.compiled_lattice import CompiledLattice
-    except ImportError as error:
-        logger.warning("numba cannot be imported (%s): the dense CRF takes twice as long", error)
+
+        CompiledLattice(torch.zeros(2, 1)).filter(torch.zeros(1, 1))
+    except Exception as error:  # whatever a damaged package, a full disk or a truncated file of compiled code raises
+        logger.warning(
+            "the dense CRF takes twice as long: numba cannot be used (%s: %s); install it anew, or set NUMBA_CACHE_DIR to an empty folder "
+            "that can be written",
+            type(error).__name__,
+            error,
+        )
         return None
     return CompiledLattice
 

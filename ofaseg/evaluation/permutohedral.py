@@ -94,9 +94,9 @@ class Lattice:
 
 
 def check_features(features: Tensor) -> None:
-    """Raises ValueError unless there are (d, N) positions of at least one point."""
-    if features.dim() != 2 or not features.shape[1]:
-        raise ValueError(f"features {tuple(features.shape)}: need (d, N) with at least one point")
+    """Raises ValueError unless there are (d, N) positions of at least one point in 1 to 10 dimensions."""
+    if features.dim() != 2 or not features.shape[1] or not 1 <= len(features) <= 10:
+        raise ValueError(f"features {tuple(features.shape)}: need (d, N) with at least one point, d from 1 to 10")
 
 
 def elevation(d: int) -> list[float]:
@@ -110,8 +110,8 @@ def key_bits(d: int) -> int:
 
 
 def key_limit(d: int) -> int:
-    """Lattice cells from the origin within which all corners and their neighbours have keys."""
-    return 2 ** (key_bits(d) - 1) - 2 * (d + 1)
+    """Lattice cells from the origin within which all corners and their neighbours have keys, and float32 tells neighbours apart."""
+    return min(2 ** (key_bits(d) - 1) - 2 * (d + 1), 2**20)
 
 
 def too_far(limit: int) -> ValueError:

@@ -37,15 +37,20 @@ def test_the_lattice_of_a_device(lattice):
     assert dense_crf_module.lattice_for(torch.device("cuda")).__name__ == "Lattice"
 
 
-def test_numba_absent(monkeypatch, caplog, lattice):
+def damaged(features):
+    raise EOFError("Ran out of input")  # from a file of compiled code that was cut short
+
+
+@pytest.mark.parametrize("module", [None, types.SimpleNamespace(CompiledLattice=damaged)])
+def test_numba_absent_or_damaged(module, monkeypatch, caplog, lattice):
     if lattice == "tensors":
-        pytest.skip("nothing is imported")
-    monkeypatch.setitem(sys.modules, "ofaseg.evaluation.compiled_lattice", None)
+        pytest.skip("numba is not asked for")
+    monkeypatch.setitem(sys.modules, "ofaseg.evaluation.compiled_lattice", module)
     dense_crf_module.compiled_lattice.cache_clear()
     try:
         masks = [binary_crf(drawn_image(30, 40), torch.full((1, 30, 40), 0.9)) for _ in range(2)]
         assert all(mask.all() for mask in masks)
-        assert caplog.text.count("numba cannot be imported") == 1  # once
+        assert caplog.text.count("numba cannot be used (" + ("EOFError" if module else "ModuleNotFoundError")) == 1  # said once
     finally:
         dense_crf_module.compiled_lattice.cache_clear()
 

@@ -111,6 +111,11 @@ def test_points_that_no_key_can_hold(make):
         make(torch.tensor([[0.0, float("nan")]] * 5))
     with pytest.raises(ValueError, match="at least one point"):
         make(torch.zeros(2, 0))
+    with pytest.raises(ValueError, match="larger standard deviations"):  # float32 tells no simplices apart there
+        make(torch.rand(2, 500, generator=torch.Generator().manual_seed(0)) * 5e7)
+    for d in (0, 11):
+        with pytest.raises(ValueError, match="d from 1 to 10"):
+            make(torch.zeros(d, 3))
     edge = permutohedral.key_limit(2) / 4  # within reach: lattice cells are about 2.4 times the features
     assert make(torch.tensor([[0.0, edge], [edge, 0.0]])).num_vertices == 6
 
@@ -126,7 +131,7 @@ def colour_features(height=90, width=110):
 def test_both_lattices_are_the_same():
     features = colour_features()
     tensors, loops = Lattice(features), CompiledLattice(features)
-    assert loops.num_vertices == tensors.num_vertices > 4 * 2**compiled_lattice.FIRST_TABLE_BITS / 4
+    assert loops.num_vertices == tensors.num_vertices > 2**compiled_lattice.FIRST_TABLE_BITS  # its table has grown
     torch.testing.assert_close(loops.weights, tensors.weights, atol=1e-5, rtol=0)
     for ids in (loops.vertex_ids, tensors.vertex_ids):  # points share corners in the same way, whatever their numbers
         assert ids.min() == 0 and ids.max() == tensors.num_vertices - 1
@@ -142,19 +147,37 @@ def test_both_lattices_are_the_same():
 
 def test_threads_filter_at_once():
     lattice, values = CompiledLattice(colour_features()), torch.rand(4, 9900)
-    with ThreadPoolExecutor(4) as pool:
-        filtered = list(pool.map(lambda channel: lattice.filter(channel[None])[0], values))
-    assert torch.equal(torch.stack(filtered), lattice.filter(values))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = lattice.filter(values)
+        with ThreadPoolExecutor(4) as pool:
+            filtered = list(pool.map(lambda channel: lattice.filter(channel[None])[0], values))
+        torch.set_num_threads(3)
+        assert torch.equal(torch.stack(filtered), expected) and torch.equal(lattice.filter(values), expected)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
-def test_without_a_folder_for_compiled_code(monkeypatch):
-    def no_folder(cache=False, **options):
+def test_values_that_are_not_those_of_the_points():
+    lattice = CompiledLattice(colour_features(8, 9))
+    for shape in ((1, 71), (1, 73), (72,), (1, 1, 72)):  # no loop checks its indices
+        with pytest.raises(ValueError, match="for 72 points"):
+            lattice.filter(torch.ones(shape))
+    values = torch.rand(72, 2, dtype=torch.float64).T  # neither contiguous nor float32
+    assert torch.equal(lattice.filter(values), lattice.filter(values.float().contiguous()))
+
+
+def test_without_a_folder_for_compiled_code(monkeypatch, caplog):
+    def no_folder(cache, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: function
 
-    monkeypatch.setattr(compiled_lattice, "njit", no_folder)
-    assert compiled_lattice._compiled(len)([1, 2]) == 2
+    assert compiled_lattice._options() == {"nogil": True, "cache": True} and not caplog.records
+    monkeypatch.setattr(compiled_lattice, "njit", lambda **options: lambda function: no_folder(**options))
+    assert compiled_lattice._options() == {"nogil": True, "cache": False}
+    assert "NUMBA_CACHE_DIR" in caplog.text and "no locator" in caplog.text
 
 
 @pytest.mark.parametrize("repeats", [1, 4, 1000])

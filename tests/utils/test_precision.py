@@ -1,9 +1,13 @@
 """Weights are cast once for many batches, and cast anew afterwards."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ofaseg.evaluation.evaluator import SemanticEvaluator, evaluate_batches
+from ofaseg.structures import SegmentationOutput
 from ofaseg.utils.precision import cast_weights_once
+from ofaseg.vocabulary import ClassVocabulary
 
 
 class Casts(TorchDispatchMode):
@@ -45,3 +49,27 @@ def test_one_cast_for_all_batches_and_the_same_results():
     with cast_weights_once():  # nothing is left from before
         changed, once = outputs(model, batches)
     assert once == 1 and torch.equal(changed, 2 * expected)
+
+
+def test_an_error_leaves_nothing_behind_and_an_outer_autocast_stays_on():
+    model, batches = torch.nn.Linear(7, 5), torch.randn(2, 2, 7)
+    with pytest.raises(ValueError), cast_weights_once():
+        outputs(model, batches)
+        raise ValueError
+    assert outputs(model, batches)[1] == 2
+    with torch.autocast("cpu", dtype=torch.bfloat16), cast_weights_once():
+        assert model(batches[0]).dtype == torch.bfloat16
+    assert model(batches[0]).dtype == torch.float32
+
+
+def test_an_evaluation_casts_its_weights_once():
+    model = torch.nn.Linear(4, 3)
+
+    def predict(batch):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return [SegmentationOutput(model(torch.ones(2, 2, 4)).argmax(-1)) for _ in batch["id"]]
+
+    batches = [{"nsentences": 1, "id": torch.tensor([i]), "native_label_maps": [torch.zeros(2, 2, dtype=torch.long)]} for i in range(3)]
+    with torch.no_grad(), Casts(model.weight.shape) as casts:
+        evaluate_batches(batches, predict, SemanticEvaluator(ClassVocabulary(names=("a", "b", "c"))))
+    assert casts.count == 1
