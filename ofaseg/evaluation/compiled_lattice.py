@@ -2,7 +2,8 @@
 
 The same up to rounding (which, near a tie, chooses between simplices that touch). numba brings its compiler in a wheel; what it makes
 is kept beside this file (or in the user's cache folder) for later runs. It follows changes of this file, not of constants that are
-imported. No loop holds Python's lock, so threads can filter at once. Loops do not check indices: their callers check shapes.
+imported. No loop holds Python's lock, so threads can filter at once. Loops do not check indices: their callers check shapes. Slices
+are filled by loops: numba would compile messages for shapes that do not fit, for seconds.
 """
 
 import logging
@@ -125,20 +126,23 @@ def _place_points(features, factors, bits, limit, keys, ranks, weights):
 def _elevate(features, factors, elevated, total):
     """As `permutohedral._elevate`, for one block."""
     count = features.shape[1]
-    total[:count] = 0
+    for p in range(count):
+        total[p] = 0
     for j in range(len(features), 0, -1):
         for p in range(count):
             scaled = features[j - 1, p] * factors[j - 1]
             elevated[j, p] = total[p] - np.float32(j) * scaled
             total[p] += scaled
-    elevated[0, :count] = total[:count]
+    for p in range(count):
+        elevated[0, p] = total[p]
 
 
 @_compiled
 def _enclose(elevated, corner, rank, above, count):
     """As `permutohedral._enclosing_simplex`, for one block; corners in units of d + 1."""
     corners = len(elevated)
-    rank[0, :count] = 0
+    for p in range(count):
+        rank[0, p] = 0
     for j in range(corners):
         for p in range(count):
             corner[j, p] = np.rint(elevated[j, p] * np.float32(1 / corners))
@@ -164,7 +168,8 @@ def _enclose(elevated, corner, rank, above, count):
 def _addresses(corner, rank, bits, limit, keys):
     """Fills the keys of the block's simplices, ``corner - rank`` as in `permutohedral._simplex_corners`; whether any has none."""
     corners, outside = len(corner), False
-    keys[:] = 0
+    for p in range(len(keys)):
+        keys[p] = 0
     for j in range(corners - 1):
         for p in range(len(keys)):
             cells = corner[j, p] * np.float32(corners) - np.float32(rank[j, p])
@@ -221,8 +226,7 @@ def _number(keys):
 def _find_corners(keys, ranks, first, bits):
     """Numbers (S, d + 1) of the corners of all simplices, the (M,) keys of the corners, and the table of both."""
     corners = ranks.shape[1]
-    strides = _key_strides(corners, bits)
-    all_strides = strides.sum()
+    strides, all_strides = _key_strides(corners, bits)
     shift = 64 - FIRST_TABLE_BITS
     table, numbers = np.full(2**FIRST_TABLE_BITS, NO_KEY, np.int64), np.empty(2**FIRST_TABLE_BITS, np.uint32)
     found, vertex_keys, count = np.empty((len(first), corners), np.uint32), np.empty(len(table), np.int64), 0
@@ -252,8 +256,8 @@ def _larger_table(vertex_keys, shift):
     """Table and numbers of 2**(64 - shift) slots that hold the keys, and the keys in a row with room for as many."""
     size = 2 ** (64 - shift)
     table, numbers, longer = np.full(size, NO_KEY, np.int64), np.empty(size, np.uint32), np.empty(size, np.int64)
-    longer[: len(vertex_keys)] = vertex_keys
     for v in range(len(vertex_keys)):
+        longer[v] = vertex_keys[v]
         place = _slot(vertex_keys[v], table, shift)
         table[place], numbers[place] = vertex_keys[v], v
     return table, numbers, longer
@@ -262,10 +266,11 @@ def _larger_table(vertex_keys, shift):
 @_compiled
 def _find_neighbours(vertex_keys, table, numbers, shift, corners, bits):
     """(d + 1, 2, M) numbers of the two neighbours of every corner along each axis; M stands for "none"."""
-    strides, count = _key_strides(corners, bits), len(vertex_keys)
+    strides, all_strides = _key_strides(corners, bits)
+    count = len(vertex_keys)
     neighbours = np.full((corners, 2, count), count, np.uint32)
     for axis in range(corners):
-        step = corners * strides[axis] - strides.sum()
+        step = corners * strides[axis] - all_strides
         for v in range(count):
             key = vertex_keys[v] + step
             place = _slot(key, table, shift)
@@ -277,11 +282,12 @@ def _find_neighbours(vertex_keys, table, numbers, shift, corners, bits):
 
 @_compiled
 def _key_strides(corners, bits):
-    """As `permutohedral._strides`."""
-    strides = np.zeros(corners, np.int64)
+    """As `permutohedral._strides`, and their sum."""
+    strides, total = np.zeros(corners, np.int64), np.int64(0)
     for j in range(corners - 1):
         strides[j] = np.int64(1) << (bits * j)
-    return strides
+        total += strides[j]
+    return strides, total
 
 
 @_compiled

@@ -93,7 +93,7 @@ class PairwiseKernels:
 @lru_cache(maxsize=1)
 def compiled_lattice() -> Optional[type]:
     """The lattice for CPUs, or None, with a warning, where numba is absent or does not work. All of it is compiled here, or read."""
-    logger.info("preparing the dense CRF; where it was never used, numba compiles it now (10 to 20 s)")
+    logger.info("preparing the dense CRF; where it was never used, numba compiles it now (5 to 10 s)")
     try:
         from ofaseg.evaluation.compiled_lattice import CompiledLattice
 
