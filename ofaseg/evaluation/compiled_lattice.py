@@ -203,7 +203,7 @@ def _slot(key, table, shift):
 
 @_compiled
 def _number(keys):
-    """Numbers equal keys alike, in the order of their first point: (N,) int32 numbers, and (S,) the first point of each."""
+    """Numbers equal keys alike, in the order of their first point: (N,) uint32 numbers, and (S,) int32 the first point of each."""
     bits = 4
     while 2**bits < 2 * len(keys):
         bits += 1
@@ -224,7 +224,10 @@ def _number(keys):
 
 @_compiled
 def _find_corners(keys, ranks, first, bits):
-    """Numbers (S, d + 1) of the corners of all simplices, the (M,) keys of the corners, and the table of both."""
+    """Numbers (S, d + 1) uint32 of the corners of all simplices, the (M,) keys of the corners, and the table of both: keys, numbers, shift.
+
+    Unsigned numbers: at signed ones numba looks for Python's negative positions.
+    """
     corners = ranks.shape[1]
     strides, all_strides = _key_strides(corners, bits)
     shift = 64 - FIRST_TABLE_BITS

@@ -1,7 +1,7 @@
-"""Dense CRF: mean-field inference with Gaussian edges between all pairs of pixels (Kraehenbuehl & Koltun 2011), in plain torch.
+"""Dense CRF: mean-field inference with Gaussian edges between all pairs of pixels (Kraehenbuehl & Koltun 2011).
 
-It computes what the usual compiled implementation (pydensecrf) does with a diagonal kernel, symmetric normalisation and
-Potts compatibility, on the CPU or a GPU and for all masks of an image together:
+It needs no compiler to be installed. It computes what the usual implementation (pydensecrf) does with a diagonal kernel, symmetric
+normalisation and Potts compatibility, on the CPU or a GPU and for all masks of an image together:
 
     Q_0 = softmax(-U),    Q_t = softmax(-U + sum_k w_k D_k^-1/2 K_k D_k^-1/2 Q_(t-1)),    D_k = K_k 1
 

@@ -42,9 +42,8 @@ def damaged(features):
 
 
 @pytest.mark.parametrize("module", [None, types.SimpleNamespace(CompiledLattice=damaged)])
-def test_numba_absent_or_damaged(module, monkeypatch, caplog, lattice):
-    if lattice == "tensors":
-        pytest.skip("numba is not asked for")
+@pytest.mark.parametrize("lattice", ["loops"], indirect=True)
+def test_numba_absent_or_damaged(module, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "ofaseg.evaluation.compiled_lattice", module)
     dense_crf_module.compiled_lattice.cache_clear()
     try:
