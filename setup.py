@@ -27,7 +27,7 @@ setup(
         "safetensors>=0.4",
         "scipy",
         "sentencepiece",
-        "timm>=1.0",
+        "timm>=1.0.16",
         "tokenizers>=0.15",
         "transformers>=4.40",
         "datasets>=2.18",

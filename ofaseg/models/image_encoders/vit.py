@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofaseg.models.layers.whole_tiles import whole_tiles
+
 
 def interpolate_positions(positions: Tensor, height: int, width: int) -> Tensor:
     """Learned positions (1, 1 + s * s, D) of a square grid -> (1, 1 + height * width, D); the first row, of CLS, stays.
@@ -59,9 +61,11 @@ class PatchTransformer(nn.Module):
         patches = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
         tokens = torch.cat([vit.cls_token.expand(len(images), -1, -1), patches], 1)
         tokens = tokens + interpolate_positions(vit.pos_embed, height, width)
+        count = tokens.shape[1]
+        tokens, mask = whole_tiles(tokens)
         for block in vit.blocks:
-            tokens = block(tokens)
-        return vit.norm(tokens)
+            tokens = block(tokens, attn_mask=mask)
+        return vit.norm(tokens[:, :count])
 
 
 TIMM_SIZES = {

@@ -70,6 +70,41 @@ def test_a_side_that_is_no_multiple_of_the_patch(tower):
         tower(torch.zeros(1, 3, 32, 36))
 
 
+@pytest.mark.parametrize("height, width", [(32, 32), (40, 24)])
+def test_in_bfloat16_on_a_cpu_tokens_are_filled_up_unseen(tower, monkeypatch, height, width):
+    """Tokens and gradients are those of the tower without filling, up to bfloat16; and the blocks do see whole tiles."""
+    images, seen = torch.randn(2, 3, height, width), []
+    hook = tower.vit.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+
+    def run() -> tuple[torch.Tensor, list]:
+        tower.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            tokens = tower(images)
+        tokens.float().square().mean().backward()
+        return tokens.detach(), [parameter.grad.clone() for parameter in tower.parameters()]
+
+    tokens, gradients = run()
+    monkeypatch.setattr("ofaseg.models.image_encoders.vit.whole_tiles", lambda tokens: (tokens, None))
+    plain, plain_gradients = run()
+    hook.remove()
+    tower.zero_grad()
+    count = height * width // 64 + 1
+    assert tokens.shape == plain.shape == (2, count, tower.dim) and seen == [32 if count == 17 else 16, count]
+    torch.testing.assert_close(tokens, plain, atol=0.03, rtol=0.03)
+    for found, wanted in zip(gradients, plain_gradients):
+        assert (found - wanted).norm() <= 0.03 * wanted.norm() + 1e-6
+
+
+def test_filling_compiles_into_one_graph(tower):
+    """Without graph breaks, with autocast on and off."""
+    compiled = torch.compile(tower, backend="eager", fullgraph=True)
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), tower(images))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(compiled(images), tower(images))
+
+
 def test_everything_but_nothing_else_learns(tower):
     tower(torch.randn(1, 3, 40, 24)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in tower.parameters())
