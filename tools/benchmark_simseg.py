@@ -11,7 +11,9 @@ import importlib.util
 import json
 import logging
 import sys
+from functools import partial
 from statistics import median
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -28,6 +30,7 @@ from ofaseg.evaluation.retrieval import retrieval_scores
 from ofaseg.evaluation.zero_shot_settings import load_settings
 from ofaseg.losses import contrastive_loss
 from ofaseg.models.layers.subclass_fusion import RULES, padded_subclasses, subclass_maps
+from ofaseg.models.layers.whole_tiles import TILE
 from ofaseg.models.simseg import PIXEL_MEAN, PIXEL_STD, SimSeg, architecture_config
 from ofaseg.models.text_encoders.class_embeddings import padded
 from ofaseg.utils.precision import cast_weights_once
@@ -205,6 +208,16 @@ def every_turn(runs: dict, repeats: int) -> tuple[dict[str, list[float]], float]
     return found, median(rates)
 
 
+def least_rows(work: str, runs: dict, repeats: int, photos: int = 1) -> list[dict]:
+    """Rows of some paths, times per photo; beside the median stands the quickest turn, for hosts whose speed changes."""
+    found, rate = every_turn(runs, repeats)
+    first, rows = min(next(iter(found.values()))), []
+    for name, values in found.items():
+        least = f"least {min(values) / photos:.3g} s ({min(values) / first:.2f})"
+        rows.append({"work": work, "path": name, "seconds": median(values) / photos, "rate": rate, "note": least})
+    return rows
+
+
 def peak(run) -> float:
     """Highest memory in MB during one call, above what was there before."""
     reset_peak()
@@ -225,14 +238,11 @@ def evaluation_rows(arch: str, classes: int, count: int, repeats: int) -> list[d
         runs["plain"] = bench.plain
         differing = np.mean([np.mean(a != b) for a, b in zip(bench.ours(), bench.plain())])
         assert differing < 0.01, f"label maps differ in {100 * differing:.2f} % of the pixels"
-    with cast_weights_once():  # as over the thousands of photos of an evaluation
-        found, rate = every_turn(runs, repeats)
     work = f"{arch}, {classes} names, evaluation of a photo"
-    calls = f", {bench.crf_calls / count:.1f} CRF calls a photo" if compiled else ""
-    rows = []
-    for name, values in found.items():
-        least = f"least {min(values) / count:.3g} s ({min(values) / min(found['ours']):.2f}){calls}"
-        rows.append({"work": work, "path": name, "seconds": median(values) / count, "rate": rate, "note": least})
+    with cast_weights_once():  # as over the thousands of photos of an evaluation
+        rows = least_rows(work, runs, repeats, count)
+    for row in rows if compiled else ():
+        row["note"] += f", {bench.crf_calls / count:.1f} CRF calls a photo"
     return rows + [{"work": work, "path": f"{name}: memory", "mb": peak(run)} for name, run in runs.items()]
 
 
@@ -277,6 +287,36 @@ def fusion_rows(repeats: int, classes: int = 81, names: int = 5) -> list[dict]:
     return [{"work": work, "path": name, "seconds": value, "rate": rate} for name, value in found.items()]
 
 
+def tile_rows(arch: str, repeats: int) -> list[dict]:
+    """Seconds per photo of the image tower in bfloat16, its 325 tokens filled up to whole tiles or not."""
+    tower, images = Bench(arch, 21, 1).model.image_encoder, torch.rand(BATCH, 3, SIDE, SIDE)
+
+    @torch.no_grad()
+    def filled() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            tower(images)
+
+    def as_they_are() -> None:
+        with mock.patch("ofaseg.models.image_encoders.vit.whole_tiles", lambda tokens: (tokens, None)):
+            filled()
+
+    with cast_weights_once():
+        return least_rows(f"{arch}, image tower in bf16, tokens", {"as they are": as_they_are, "filled": filled}, repeats, BATCH)
+
+
+def attention_rows(repeats: int) -> list[dict]:
+    """Seconds of PyTorch's attention in bfloat16 over some numbers of tokens, as they are or filled up, with about 10 million scores."""
+    rows = []
+    for count in (50, 77, 145, 197, 257, 325, 401, 511, 577):
+        size = count + -count % TILE
+        filled, mask = torch.randn(3, 10_000_000 // (12 * count**2), 12, size, 64).bfloat16(), torch.zeros(1, 1, 1, size).bfloat16()
+        mask[..., count:] = -torch.inf
+        attend = F.scaled_dot_product_attention
+        runs = {"as they are": partial(attend, *filled[:, :, :, :count]), f"filled up to {size}": partial(attend, *filled, mask)}
+        rows += least_rows(f"attention in bf16 over {count} tokens", runs, repeats)
+    return rows
+
+
 def retrieval_rows() -> list[dict]:
     """Ranks of 5,000 photos and 25,000 captions, 512 dimensions, both directions."""
     generator = torch.Generator().manual_seed(4)
@@ -298,7 +338,7 @@ def retrieval_rows() -> list[dict]:
     ]
 
 
-PARTS = ("evaluation", "training", "texts", "fusion", "retrieval")
+PARTS = ("evaluation", "training", "tiles", "texts", "fusion", "retrieval", "attention")
 
 
 def answer(request: dict) -> list[dict]:
@@ -310,7 +350,8 @@ def answer(request: dict) -> list[dict]:
         for classes in request.get("classes", [21, 81]) if "evaluation" in parts else ():
             rows += evaluation_rows(arch, classes, request.get("photos", 8), repeats)
         rows += training_rows(arch, repeats) if "training" in parts else []
-    others = {"texts": text_rows, "fusion": fusion_rows, "retrieval": lambda _: retrieval_rows()}
+        rows += tile_rows(arch, repeats) if "tiles" in parts else []
+    others = {"texts": text_rows, "fusion": fusion_rows, "retrieval": lambda _: retrieval_rows(), "attention": attention_rows}
     return rows + [row for part, made in others.items() if part in parts for row in made(repeats)]
 
 

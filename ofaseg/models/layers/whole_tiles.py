@@ -11,6 +11,8 @@ TILE = 16
 as long (docs/benchmarks.md)."""
 BLOCK = 512
 """Keys that PyTorch's attention takes at once: of longer rows most blocks are whole anyway."""
+LEAST = 8
+"""Tokens per zero that pay for the work on zeros."""
 
 
 def whole_tiles(tokens: Tensor) -> tuple[Tensor, Optional[Tensor]]:
@@ -25,7 +27,8 @@ def whole_tiles(tokens: Tensor) -> tuple[Tensor, Optional[Tensor]]:
     """
     count, device = tokens.shape[1], tokens.device
     missing = -count % TILE
-    if device.type != "cpu" or count >= BLOCK or missing == 0 or _work_type(tokens) != torch.bfloat16:
+    pays = 0 < missing * LEAST <= count < BLOCK
+    if device.type != "cpu" or not pays or _work_type(tokens) != torch.bfloat16:
         return tokens, None
     mask = torch.zeros(1, 1, 1, count + missing, device=device, dtype=tokens.dtype)
     mask[..., count:] = -torch.inf
