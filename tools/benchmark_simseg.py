@@ -10,6 +10,7 @@ same weights, random ones of the published sizes, and the same class vectors.
 import importlib.util
 import json
 import logging
+import math
 import sys
 from functools import partial
 from statistics import median
@@ -29,8 +30,8 @@ from ofaseg.evaluation.dense_crf import pydensecrf_binary
 from ofaseg.evaluation.retrieval import retrieval_scores
 from ofaseg.evaluation.zero_shot_settings import load_settings
 from ofaseg.losses import contrastive_loss
+from ofaseg.models.layers import whole_tiles
 from ofaseg.models.layers.subclass_fusion import RULES, padded_subclasses, subclass_maps
-from ofaseg.models.layers.whole_tiles import TILE
 from ofaseg.models.simseg import PIXEL_MEAN, PIXEL_STD, SimSeg, architecture_config
 from ofaseg.models.text_encoders.class_embeddings import padded
 from ofaseg.utils.precision import cast_weights_once
@@ -288,27 +289,27 @@ def fusion_rows(repeats: int, classes: int = 81, names: int = 5) -> list[dict]:
 
 
 def tile_rows(arch: str, repeats: int) -> list[dict]:
-    """Seconds per photo of the image tower in bfloat16, its 325 tokens filled up to whole tiles or not."""
-    tower, images = Bench(arch, 21, 1).model.image_encoder, torch.rand(BATCH, 3, SIDE, SIDE)
+    """Seconds per photo of the image tower in bfloat16, its tokens filled up to whole tiles or not, wherever that would be possible."""
+    tower, rows = Bench(arch, 21, 1).model.image_encoder, []
 
     @torch.no_grad()
-    def filled() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    def run(images: Tensor, tokens_per_zero: float) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16), mock.patch.object(whole_tiles, "LEAST", tokens_per_zero):
             tower(images)
 
-    def as_they_are() -> None:
-        with mock.patch("ofaseg.models.image_encoders.vit.whole_tiles", lambda tokens: (tokens, None)):
-            filled()
-
-    with cast_weights_once():
-        return least_rows(f"{arch}, image tower in bf16, tokens", {"as they are": as_they_are, "filled": filled}, repeats, BATCH)
+    for side in (224, 256, 288, 304, 320):
+        images = torch.rand(BATCH, 3, side, side)
+        runs = {"as they are": partial(run, images, math.inf), "filled": partial(run, images, 1)}
+        with cast_weights_once():
+            rows += least_rows(f"{arch}, image tower in bf16, {(side // 16) ** 2 + 1} tokens", runs, repeats, BATCH)
+    return rows
 
 
 def attention_rows(repeats: int) -> list[dict]:
     """Seconds of PyTorch's attention in bfloat16 over some numbers of tokens, as they are or filled up, with about 10 million scores."""
     rows = []
     for count in (50, 77, 145, 197, 257, 325, 401, 511, 577):
-        size = count + -count % TILE
+        size = count + -count % whole_tiles.TILE
         filled, mask = torch.randn(3, 10_000_000 // (12 * count**2), 12, size, 64).bfloat16(), torch.zeros(1, 1, 1, size).bfloat16()
         mask[..., count:] = -torch.inf
         attend = F.scaled_dot_product_attention

@@ -11,8 +11,8 @@ TILE = 16
 as long (docs/benchmarks.md)."""
 BLOCK = 512
 """Keys that PyTorch's attention takes at once: of longer rows most blocks are whole anyway."""
-LEAST = 8
-"""Tokens per zero that pay for the work on zeros."""
+LEAST = 24
+"""Tokens per zero that pay for what the rest of a transformer does with zeros."""
 
 
 def whole_tiles(tokens: Tensor) -> tuple[Tensor, Optional[Tensor]]:
