@@ -297,18 +297,19 @@ def tile_rows(arch: str, repeats: int) -> list[dict]:
         with torch.autocast("cpu", dtype=torch.bfloat16), mock.patch.object(whole_tiles, "LEAST", tokens_per_zero):
             tower(images)
 
-    for side in (224, 256, 288, 304, 320):
+    for patches in (14, 16, 18, 19, 20):
+        side = patches * tower.patch
         images = torch.rand(BATCH, 3, side, side)
         runs = {"as they are": partial(run, images, math.inf), "filled": partial(run, images, 1)}
         with cast_weights_once():
-            rows += least_rows(f"{arch}, image tower in bf16, {(side // 16) ** 2 + 1} tokens", runs, repeats, BATCH)
+            rows += least_rows(f"{arch}, image tower in bf16, {patches**2 + 1} tokens", runs, repeats, BATCH)
     return rows
 
 
-def attention_rows(repeats: int) -> list[dict]:
+def attention_rows(repeats: int, counts: tuple[int, ...] = (50, 77, 145, 197, 257, 325, 401, 511, 577)) -> list[dict]:
     """Seconds of PyTorch's attention in bfloat16 over some numbers of tokens, as they are or filled up, with about 10 million scores."""
     rows = []
-    for count in (50, 77, 145, 197, 257, 325, 401, 511, 577):
+    for count in counts:
         size = count + -count % whole_tiles.TILE
         filled, mask = torch.randn(3, 10_000_000 // (12 * count**2), 12, size, 64).bfloat16(), torch.zeros(1, 1, 1, size).bfloat16()
         mask[..., count:] = -torch.inf

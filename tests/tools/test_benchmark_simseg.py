@@ -56,6 +56,14 @@ def test_rows_of_subclasses():
     assert all(row["seconds"] > 0 for row in rows)
 
 
+def test_rows_of_whole_tiles(bench):
+    rows = benchmark_simseg.tile_rows("simseg_nano", 1)
+    assert [row["work"].split(", ")[-1] for row in rows[::2]] == [f"{n} tokens" for n in (197, 257, 325, 362, 401)]
+    rows += benchmark_simseg.attention_rows(1, (77,))
+    assert [row["path"] for row in rows[-4:]] == ["as they are", "filled", "as they are", "filled up to 80"]
+    assert all(row["seconds"] > 0 and row["note"].startswith("least ") for row in rows)
+
+
 def test_parts_are_chosen_by_name():
     rows = benchmark_simseg.answer({"parts": ["fusion"], "repeats": 1})
     assert {row["work"] for row in rows} == {"class maps, 81 classes with 5 subclasses"}
