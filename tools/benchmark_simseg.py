@@ -306,12 +306,12 @@ def tile_rows(arch: str, repeats: int) -> list[dict]:
     return rows
 
 
-def attention_rows(repeats: int, counts: tuple[int, ...] = (50, 77, 145, 197, 257, 325, 401, 511, 577)) -> list[dict]:
+def attention_rows(repeats: int, counts: tuple[int, ...] = (50, 77, 145, 197, 257, 325, 401, 511, 577, 677, 785)) -> list[dict]:
     """Seconds of PyTorch's attention in bfloat16 over some numbers of tokens, as they are or filled up, with about 10 million scores."""
     rows = []
     for count in counts:
-        size = count + -count % whole_tiles.TILE
-        filled, mask = torch.randn(3, 10_000_000 // (12 * count**2), 12, size, 64).bfloat16(), torch.zeros(1, 1, 1, size).bfloat16()
+        size, batch = count + -count % whole_tiles.TILE, max(1, 10_000_000 // (12 * count**2))
+        filled, mask = torch.randn(3, batch, 12, size, 64).bfloat16(), torch.zeros(1, 1, 1, size).bfloat16()
         mask[..., count:] = -torch.inf
         attend = F.scaled_dot_product_attention
         runs = {"as they are": partial(attend, *filled[:, :, :, :count]), f"filled up to {size}": partial(attend, *filled, mask)}

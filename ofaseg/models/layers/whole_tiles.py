@@ -10,7 +10,7 @@ TILE = 16
 """Keys that fill a tile of a CPU's matrix products. With other numbers of keys PyTorch's attention takes up to three times as long
 (docs/benchmarks.md)."""
 BLOCK = 512
-"""Keys that PyTorch's attention takes at once; filling up longer rows gains nothing."""
+"""Keys that PyTorch's attention takes at once; of rows as long as that some gain and some lose (docs/benchmarks.md), so they stay."""
 LEAST = 28
 """Tokens per zero from which attention gains more than the rest of a transformer loses by zeros."""
 
